@@ -1,0 +1,352 @@
+"""`scripts/inv bench`: build two databases, measure, show the figures, write them down."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pg_backup_tasks.embedded import EmbeddedServer
+from pg_backup_tasks.errors import TaskError
+
+from . import databases
+from .databases import BenchError, Database, clean_environment
+from .measure import Figure, Judged, can_watch_memory, paired, peak_memory, seconds
+
+PARTS = ("app", "tables", "dump", "memory", "start")
+FORMATS = (".dump", ".tar", ".sql", ".sql.gz")
+MB = 1_000_000
+# Short runs scatter more: so many starts for one backup.
+STARTS = 4
+
+# Close to what a small production server has; the rest is as PostgreSQL ships it.
+SERVER = {"shared_buffers": "256MB", "max_wal_size": "4GB", "max_parallel_workers": "2"}
+
+OUR_TASKS = """
+from invoke import Collection
+
+import pg_backup_tasks as db
+
+ns = Collection(db)
+ns.configure(db.config())
+"""
+
+BARE_TASKS = """
+from invoke import task
+
+
+@task
+def nothing(c):
+    "Does nothing."
+"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run that left files behind."""
+
+    seconds: float
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The place of one measurement: whose tasks, which server, where the backups go."""
+
+    root: Path
+    work: Path
+    server: EmbeddedServer
+    rounds: int
+    scale: float
+
+    @property
+    def env(self) -> dict[str, str]:
+        env = clean_environment(os.environ)
+        # The same tools for both sides, whatever else the machine has.
+        env["PATH"] = os.pathsep.join([str(self.server.bin), env.get("PATH", os.defpath)])
+        env["PYTHONPATH"] = str(self.root)
+        return env
+
+    @property
+    def project(self) -> Path:
+        return self.work / "project"
+
+    def aim(self, database: Database) -> None:
+        """Make the project one whose database this is."""
+        folder = self.project / "packages" / "database"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".env").write_text(f'DATABASE_URL="{database.url}"\n', encoding="utf-8")
+        (self.project / "tasks.py").write_text(OUR_TASKS, encoding="utf-8")
+
+    def ours(self, *flags: str) -> Sample:
+        try:
+            elapsed = seconds(_inv("db.backup", *flags), self.project, self.env)
+            return Sample(elapsed, _sizes(self.project / "backups" / "postgres"))
+        finally:
+            self._forget(self.project / "backups")
+
+    def naive(self, database: Database) -> Sample:
+        script, prefix = databases.HERE / "naive-backup.sh", self.work / "naive" / "backup"
+        return self._theirs(["bash", str(script), str(prefix), database.url])
+
+    def plain_dump(self, database: Database) -> Sample:
+        file = self.work / "naive" / "backup.dump"
+        return self._theirs(["pg_dump", "--format=custom", f"--file={file}", database.url])
+
+    def memory(self) -> float:
+        try:
+            return peak_memory(_inv("db.backup"), self.project, self.env) / MB
+        finally:
+            self._forget(self.project / "backups")
+
+    def _theirs(self, argv: list[str]) -> Sample:
+        folder = self.work / "naive"
+        folder.mkdir()
+        try:
+            return Sample(seconds(argv, self.work, self.env), _sizes(folder))
+        finally:
+            self._forget(folder)
+
+    def _forget(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _inv(*words: str) -> list[str]:
+    return [sys.executable, "-m", "invoke", *words]
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Return the size of each format; the links to the latest backup are none."""
+    found: dict[str, int] = {}
+    for path in folder.iterdir():
+        name = path.name.partition(".")
+        if not path.is_symlink() and "." + name[2] in FORMATS:
+            found["." + name[2]] = path.stat().st_size
+    return found
+
+
+def main(root: Path, *, rounds: int = 5, scale: float = 1.0, only: str = "", output: str = "") -> int:
+    """Measure; return 0 when everything ran, whatever the figures say."""
+    parts = tuple(part.strip() for part in only.split(",") if part.strip()) or PARTS
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown or rounds < 1 or scale <= 0:
+        wrong = f"there is no part {unknown[0]!r}" if unknown else "rounds and scale start above 0"
+        _say(f"bench: {wrong}; the parts are {', '.join(PARTS)}.")
+        return 2
+    try:
+        document, figures = _measure(root.resolve(), parts, rounds, scale)
+    except (BenchError, TaskError, OSError) as error:
+        _say(f"bench: {error}")
+        return 1
+    _show(figures, document)
+    _write(document, Path(output) if output else root / "bench" / "results" / "latest.json")
+    return 0
+
+
+def _measure(root: Path, parts: tuple[str, ...], rounds: int, scale: float) -> tuple[dict[str, Any], list[Figure]]:
+    started, load = datetime.now(UTC), os.getloadavg()[0]
+    built: list[Database] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="pg-backup-bench-") as work,
+        EmbeddedServer(settings=SERVER) as server,
+    ):
+        bench = Bench(root, Path(work), server, rounds, scale)
+        figures = [*_of_databases(bench, parts, built)]
+        if "start" in parts:
+            figures += _of_starting(bench)
+        document = {
+            "version": 1,
+            "date": started.isoformat(timespec="seconds"),
+            "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+            "rounds": rounds,
+            "scale": scale,
+            "machine": _machine() | {"postgresql": server.version, "load_before": load},
+            "server_settings": SERVER,
+            "databases": [_without_url(database) for database in built],
+            "figures": [figure.document() for figure in figures],
+        }
+    return document, figures
+
+
+def _of_databases(bench: Bench, parts: tuple[str, ...], built: list[Database]) -> Iterator[Figure]:
+    if {"app", "dump", "memory"} & set(parts):
+        with _database(bench, databases.app, built) as database:
+            yield from _of_app(bench, parts, database)
+    if {"tables", "memory"} & set(parts):
+        with _database(bench, databases.tables, built) as database:
+            yield from _of_tables(bench, parts, database)
+
+
+@contextmanager
+def _database(
+    bench: Bench, build: Callable[[EmbeddedServer, float], Database], built: list[Database]
+) -> Iterator[Database]:
+    _say(f"building a database ({build.__name__}) ...")
+    database = build(bench.server, bench.scale)
+    size = f"{database.bytes / MB:.0f} MB, {database.tables} tables"
+    _say(f"{database.name}: {size}, built in {database.build_seconds:.0f} s")
+    built.append(database)
+    bench.aim(database)
+    yield database
+    databases.drop(bench.server, database)
+
+
+def _of_app(bench: Bench, parts: tuple[str, ...], database: Database) -> Iterator[Figure]:
+    size = f"{database.bytes / MB:.0f} MB"
+    if "app" in parts:
+        yield from _four_formats(bench, database, "app", size, 0.35)
+    if "dump" in parts:
+        _say(f"measuring .dump alone, {size} ...")
+        pairs = paired(
+            lambda: bench.ours("--formats", "dump"),
+            lambda: bench.plain_dump(database),
+            bench.rounds,
+        )
+        yield _times(pairs, "dump", f".dump alone, {size}", 0.50)
+        yield _weights(pairs, "dump", ".dump", size)
+    if "memory" in parts:
+        yield from _memory(bench, "app", size)
+
+
+def _of_tables(bench: Bench, parts: tuple[str, ...], database: Database) -> Iterator[Figure]:
+    count = f"{database.tables:,} tables"
+    if "tables" in parts:
+        yield from _four_formats(bench, database, "tables", count, 0.60)
+    if "memory" in parts:
+        yield from _memory(bench, "tables", count)
+
+
+def _four_formats(bench: Bench, database: Database, key: str, which: str, limit: float) -> Iterator[Figure]:
+    _say(f"measuring all four formats, {which} ...")
+    pairs = paired(bench.ours, lambda: bench.naive(database), bench.rounds)
+    yield _times(pairs, key, f"all four formats, {which}", limit)
+    yield _weights(pairs, key, ".dump", which)
+    yield _weights(pairs, key, ".sql.gz", which)
+
+
+def _memory(bench: Bench, key: str, which: str) -> Iterator[Figure]:
+    if not can_watch_memory():
+        _say("the peak memory is not measured: it takes Linux's /proc.")
+        return
+    _say(f"watching the memory, {which} ...")
+    peaks = tuple(bench.memory() for _ in range(max(1, bench.rounds // 2)))
+    yield Figure(f"{key}.memory", f"peak memory, {which}", "MB", 100, peaks, judged=Judged.PEAK)
+
+
+def _times(pairs: list[tuple[Sample, Sample]], key: str, what: str, limit: float) -> Figure:
+    ours, theirs = zip(*((a.seconds, b.seconds) for a, b in pairs), strict=True)
+    return Figure(f"{key}.time", what, "s", limit, ours, theirs)
+
+
+def _weights(pairs: list[tuple[Sample, Sample]], key: str, ext: str, which: str) -> Figure:
+    missing = [who for pair in pairs for who in pair if not who.sizes.get(ext)]
+    if missing:
+        raise BenchError(f"a run ended well and left no {ext} behind.")
+    ours, theirs = zip(*((a.sizes[ext] / MB, b.sizes[ext] / MB) for a, b in pairs), strict=True)
+    return Figure(f"{key}{ext}", f"size of {ext}, {which}", "MB", 1.15, ours, theirs)
+
+
+def _of_starting(bench: Bench) -> Iterator[Figure]:
+    _say("measuring the start ...")
+    rounds = bench.rounds * STARTS
+    bare = bench.work / "bare"
+    bare.mkdir()
+    (bare / "tasks.py").write_text(BARE_TASKS, encoding="utf-8")
+    pairs = paired(
+        lambda: seconds(_inv("-l"), bench.root, bench.env),
+        lambda: seconds(_inv("-l"), bare, bench.env),
+        rounds,
+    )
+    yield Figure("start.list", "inv -l, over one empty task", "s", 1.5, *_columns(pairs))
+    door, inside = bench.root / "scripts" / "inv", bench.root / ".venv" / "bin" / "inv"
+    if not inside.exists():
+        _say(f"scripts/inv is not measured: {inside} is not there yet.")
+        return
+    pairs = paired(
+        lambda: seconds([str(door), "-l"], bench.root, bench.env),
+        lambda: seconds([str(inside), "-l"], bench.root, bench.env),
+        rounds,
+    )
+    what = "scripts/inv -l, over .venv's inv"
+    yield Figure("start.door", what, "s", 0.3, *_columns(pairs), judged=Judged.EXTRA)
+
+
+def _columns(pairs: list[tuple[float, float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(ours for ours, _ in pairs), tuple(theirs for _, theirs in pairs)
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MB,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _without_url(database: Database) -> dict[str, Any]:
+    return {key: value for key, value in asdict(database).items() if key != "url"}
+
+
+def _show(figures: list[Figure], document: dict[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    machine = document["machine"]
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=f"Medians of {document['rounds']} pairs (starts: {STARTS * document['rounds']})",
+        caption=f"{machine['cores']} cores, Python {machine['python']},"
+        f" PostgreSQL {machine['postgresql']}" + _scale_note(document["scale"]),
+    )
+    table.add_column("measured", no_wrap=True)
+    for name in ("ours", "theirs", "ratio", "limit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("met")
+    for figure in figures:
+        table.add_row(*_row(figure))
+    Console(width=80).print(table)
+
+
+def _scale_note(scale: float) -> str:
+    return "" if scale == 1 else f"\nat scale {scale:g}; the limits are meant for 1"
+
+
+def _row(figure: Figure) -> list[str]:
+    document = figure.document()
+    ours, theirs = document["ours_median"], document["theirs_median"]
+    unit = "" if figure.judged is Judged.RATIO else f" {figure.unit}"
+    sign = "+" if figure.judged is Judged.EXTRA else ""
+    return [
+        figure.what,
+        f"{_number(ours)} {figure.unit}",
+        f"{_number(theirs)} {figure.unit}" if figure.theirs else "",
+        f"{figure.value:{sign}.{0 if figure.judged is Judged.PEAK else 2}f}{unit}",
+        f"{figure.limit:g}{unit}",
+        "yes" if figure.met else "no",
+    ]
+
+
+def _number(value: float) -> str:
+    """Three digits that matter, at most three behind the point."""
+    return f"{value:.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def _write(document: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    _say(f"written to {path}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,244 @@
+"""Moving a dump's bytes on this computer: hashed, counted, packed and unpacked on the way, in little memory."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from isal import isal_zlib
+from isal.igzip_lib import IsalError
+
+from . import archive
+from .errors import Failed
+from .machine import Examined, Job
+from .model import Digest, Format
+from .sqltext import SqlDump
+
+CHUNK = archive.CHUNK
+_PACKED_AHEAD = 32
+_GZIP = 31  # zlib's window bits for a gzip header around deflate
+_LEVEL = 1
+
+
+class Cancelled(Failed):
+    """The run is ending; nobody waits for this result."""
+
+    def __init__(self) -> None:
+        super().__init__("The run was ended.")
+
+
+class Growing(io.RawIOBase):
+    """A file that *writer* may still be writing: its end is the end only once the writer has ended."""
+
+    def __init__(self, path: str, writer: Job | None, cancelled: threading.Event) -> None:
+        self._writer = writer
+        self._cancelled = cancelled
+        while writer is not None and not os.path.exists(path) and writer.poll() is None:
+            self._pause()
+        self._fd = os.open(path, os.O_RDONLY)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while True:
+            ended = self._writer is None or self._writer.poll() is not None
+            if size := os.readv(self._fd, [buffer]):
+                return size
+            if ended:
+                return 0
+            self._pause()
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
+
+    def _pause(self) -> None:
+        if self._cancelled.wait(0.02):
+            raise Cancelled
+
+
+def write_all(file: io.FileIO, data: bytes) -> None:
+    """Write all of *data* to an unbuffered file, which may take it in pieces."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+class Hashing:
+    """Writes a file and knows its digest; on disk when closed."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        write_all(self._file, data)
+        self._hash.update(data)
+        self._size += len(data)
+
+    def close(self) -> Digest:
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return Digest(self._size, self._hash.hexdigest())
+
+
+class Packer(threading.Thread):
+    """Packs what it is given into a gzip file, on a core of its own."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(daemon=True)
+        self._file = Hashing(path)
+        self._queue: queue.Queue[bytes | None] = queue.Queue(_PACKED_AHEAD)
+        self._error: Exception | None = None
+        self._digest: Digest | None = None
+        self.start()
+
+    def run(self) -> None:
+        packing = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP)
+        try:
+            while (data := self._queue.get()) is not None:
+                self._file.write(packing.compress(data))
+            self._file.write(packing.flush())
+            self._digest = self._file.close()
+        except Exception as error:  # noqa: BLE001 - handed to whoever waits for the digest
+            self._error = error
+            while self._queue.get() is not None:
+                pass
+
+    def write(self, data: bytes) -> None:
+        if self._error:
+            raise self._error
+        self._queue.put(data)
+
+    def close(self) -> Digest:
+        self._queue.put(None)
+        self.join()
+        if self._error:
+            raise self._error
+        assert self._digest is not None
+        return self._digest
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def chunks(stream: Readable, cancelled: threading.Event) -> Iterator[bytes]:
+    """Yield what *stream* holds, piece by piece, until it ends or the run does."""
+    while data := stream.read(CHUNK):
+        if cancelled.is_set():
+            raise Cancelled
+        yield data
+
+
+def digest(path: str, cancelled: threading.Event) -> Digest:
+    """Return the digest of a whole file."""
+    total, size = hashlib.sha256(), 0
+    with open(path, "rb", buffering=0) as file:
+        for data in chunks(file, cancelled):
+            total.update(data)
+            size += len(data)
+    return Digest(size, total.hexdigest())
+
+
+def examine(
+    path: str,
+    format_: Format,
+    codec: str,
+    writer: Job | None,
+    cancelled: threading.Event,
+) -> Examined:
+    """Read a dump file to its end, unpacking all of it; see Machine.examine."""
+    try:
+        rows = _READERS[format_](path, codec, writer, cancelled)
+    except archive.DamagedError as error:
+        return Examined(digest(path, cancelled), problem=str(error))
+    except archive.UnsupportedError:
+        return Examined(digest(path, cancelled))
+    return Examined(digest(path, cancelled), rows)
+
+
+def _read_dump(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> dict[str, int]:
+    with io.BufferedReader(Growing(path, writer, cancelled), CHUNK) as file:
+        return archive.scan_custom(file, codec)[1]
+
+
+def _read_tar(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> dict[str, int]:
+    _wait_for(writer, cancelled)  # a tar's members are read by their place
+    with open(path, "rb", buffering=CHUNK) as file:
+        return archive.scan_tar(file, codec)[1]
+
+
+def _read_sql(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> dict[str, int]:
+    _wait_for(writer, cancelled)
+    dump = SqlDump(codec)
+    for data in sql_chunks(path, cancelled):
+        dump.feed(data)
+    if not dump.complete:
+        raise archive.DamagedError("ends before pg_dump's closing line")
+    return dump.rows
+
+
+def _wait_for(writer: Job | None, cancelled: threading.Event) -> None:
+    while writer is not None and writer.poll() is None:
+        if cancelled.wait(0.02):
+            raise Cancelled
+
+
+_READERS: dict[Format, Callable[[str, str, Job | None, threading.Event], dict[str, int]]] = {
+    Format.DUMP: _read_dump,
+    Format.TAR: _read_tar,
+    Format.SQL_GZ: _read_sql,
+    Format.SQL: _read_sql,
+}
+
+
+def sql_chunks(path: str, cancelled: threading.Event, progress: Callable[[int], None] | None = None) -> Iterator[bytes]:
+    """Yield the SQL in a plain or gzip file (told by its first bytes); *progress* gets the bytes read of it.
+
+    Raises DamagedError where packed data is damaged or ends in the middle.
+    """
+    with open(path, "rb", buffering=0) as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        yield from (_unpack if packed else chunks)(Watched(file, progress), cancelled)
+
+
+class Watched:
+    """A stream that tells how many bytes were read from it."""
+
+    def __init__(self, file: Readable, progress: Callable[[int], None] | None) -> None:
+        self._file = file
+        self._progress = progress
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(size)
+        if self._progress:
+            self._progress(len(data))
+        return data
+
+
+def _unpack(stream: Readable, cancelled: threading.Event) -> Iterator[bytes]:
+    unpacking = isal_zlib.decompressobj(_GZIP)
+    fresh = True
+    try:
+        for chunk in chunks(stream, cancelled):
+            rest = chunk
+            while rest:
+                if unpacking.eof:  # another member may follow, as `cat a.gz b.gz` leaves them
+                    unpacking = isal_zlib.decompressobj(_GZIP)
+                yield unpacking.decompress(rest)
+                fresh = False
+                rest = unpacking.unused_data
+    except IsalError:  # type: ignore[misc]  # its stub forgets the base class
+        raise archive.DamagedError("holds packed data that is damaged") from None
+    if fresh or not unpacking.eof:
+        raise archive.DamagedError("ends in the middle")

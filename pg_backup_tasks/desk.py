@@ -1,0 +1,140 @@
+"""What every workflow needs at once: settings, a machine, its shelf, its database, and someone to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Protocol
+
+from . import catalog, environment, lock, postgres
+from .catalog import Server
+from .environment import Choice
+from .errors import Failed
+from .machine import CommandError, Machine, Session
+from .model import Database
+from .postgres import Tools
+from .settings import Settings
+from .store import Backup, Store
+
+
+class Gauge(Protocol):
+    """Progress being shown."""
+
+    def update(self, done: Mapping[str, int]) -> None:
+        """Show how many bytes each part has now."""
+        ...
+
+
+class Reporter(Protocol):
+    """Whoever the workflows talk to; only report.py knows how it looks."""
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None:
+        """Write to the log only."""
+        ...
+
+    def gauge(self, title: str, expected: Mapping[str, int]) -> AbstractContextManager[Gauge]: ...
+
+    def confirm(self, question: str) -> bool: ...
+
+    def pick(self, backups: list[Backup]) -> Backup: ...
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A session on a database, the server behind it, and the tools that fit that server."""
+
+    database: Database
+    session: Session
+    server: Server
+    tools: Tools
+
+
+@dataclass
+class Desk:
+    """Everything in reach; made once for each run."""
+
+    settings: Settings
+    machine: Machine
+    report: Reporter
+    environ: Mapping[str, str]
+    cwd: str
+    clock: Callable[[], datetime]
+    sleep: Callable[[float], None]
+    more_tools: Callable[[], list[str]]
+
+    @cached_property
+    def store(self) -> Store:
+        """The backup folder."""
+        return Store(self.machine, self.settings.under_root(self.settings.backups))
+
+    @cached_property
+    def choice(self) -> Choice:
+        """The database to work on, found anew by every run and told to the user."""
+        path = self.settings.under_root(self.settings.env_file)
+        raw = self.machine.read(path)
+        found = environment.read_env_file((raw or b"").decode("utf-8", "replace"), self.settings.env_file)
+        choice = environment.choose(
+            found,
+            self.settings.env_file,
+            self.environ,
+            source=self.settings.source,
+            allow_pooler=self.settings.allow_pooler,
+        )
+        self.report.say(f"Database {choice.database} (from {choice.database.source})")
+        if choice.left_out:
+            self.report.say(f"Parameters that PostgreSQL's tools do not know, left out: {', '.join(choice.left_out)}")
+        return choice
+
+    @cached_property
+    def tools(self) -> list[Tools]:
+        """Every set of client tools on the machine."""
+        extra = [self.settings.under_root(self.settings.pg_bin)] if self.settings.pg_bin else []
+        return postgres.parse_tools(self.machine.tools([*extra, *self.more_tools()]))
+
+    @contextmanager
+    def connect(self, database: Database) -> Iterator[Connection]:
+        """Hold a session on *database* for this block.
+
+        Raises Unreachable where there is no way in; whatever psql refuses in the block becomes a sentence.
+        """
+        any_tools = postgres.any_tools(self.tools)
+        command = postgres.psql(any_tools, self._with_timeout(database))
+        try:
+            with self.machine.session(command) as session:
+                catalog.be_patient(session)
+                server = catalog.server(session)
+                tools = postgres.choose_tools(self.tools, server.major)
+                yield Connection(database, session, server, tools)
+        except CommandError as error:
+            if error.command is not command:
+                raise
+            self.report.note(error.done.err)
+            raise postgres.explain(error, database, "use") from None
+
+    def _with_timeout(self, database: Database) -> Database:
+        given = dict(database.parameters)
+        given.setdefault("connect_timeout", str(self.settings.connect_timeout))
+        return Database(**{**database.__dict__, "parameters": tuple(sorted(given.items()))})
+
+    @contextmanager
+    def at_work(self, task: str, wait: float) -> Iterator[None]:
+        """Hold the backup folder's lock, the folder made and the remains of dead runs cleared."""
+        folder = self.store.folder
+        try:
+            self.machine.make_folder(folder)
+        except OSError as error:
+            raise Failed(
+                f"The backup folder {folder} cannot be used: {error.strerror}.",
+                hint="let this user make and write it, or set INVOKE_DB_BACKUPS to another folder",
+            ) from None
+        with lock.hold(self.machine, folder, task, self.clock, wait):
+            for name in self.store.clear_remains():
+                self.report.say(f"Cleared what an earlier run left of {name}, which it never finished.")
+            yield

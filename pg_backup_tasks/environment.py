@@ -1,0 +1,153 @@
+"""Which database: the `.env` file, the environment, and what happens when they disagree."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import url
+from .errors import Refused
+from .model import Database
+
+MAIN = "DATABASE_URL"
+WANTED = (MAIN, *url.DIRECT_NAMES)
+
+# The grammar of Node's dotenv, which the applications beside us use
+# (https://github.com/motdotla/dotenv: one expression, quotes first, a # ends what is not quoted).
+_NODE_LINE = re.compile(
+    r"""^[^\S\n]*(?:export\s+)?(?P<key>[\w.-]+)(?:\s*=\s*?|:\s+?)
+        (?P<value>\s*'(?:\\'|[^'])*'|\s*"(?:\\"|[^"])*"|\s*`(?:\\`|[^`])*`|[^#\r\n]+)?
+        \s*(?:\#.*)?$""",
+    re.MULTILINE | re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The database every task of this run works on, and what is worth telling about it."""
+
+    database: Database
+    left_out: tuple[str, ...] = ()
+
+
+def read_env_file(text: str, path: str) -> dict[str, str]:
+    """Return the URLs a `.env` file sets, by variable name.
+
+    Raises Refused, with file and line, for a line that Node's dotenv and python-dotenv read differently.
+    """
+    from dotenv.parser import parse_stream
+
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    ours: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error:
+            _refuse_if_wanted(binding.original.string, path, binding.original.line)
+        elif binding.key in WANTED and binding.value is not None:
+            _refuse_expansion(binding.value, path, binding.original.line)
+            ours[binding.key], lines[binding.key] = binding.value, binding.original.line
+    nodes = _as_node_reads(text)
+    for key in WANTED:
+        if ours.get(key) != nodes.get(key):
+            raise _ambiguous(path, lines.get(key) or _line_of(text, key))
+    return {key: value for key, value in ours.items() if value.strip()}
+
+
+def _as_node_reads(text: str) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for match in _NODE_LINE.finditer(text):
+        raw = (match["value"] or "").strip()
+        quote = raw[:1]
+        if len(raw) > 1 and quote in "'\"`" and raw.endswith(quote):
+            raw = raw[1:-1]
+            if quote == '"':
+                raw = raw.replace("\\n", "\n").replace("\\r", "\r")
+        values[match["key"]] = raw
+    return values
+
+
+def _refuse_if_wanted(line: str, path: str, number: int) -> None:
+    if any(re.search(rf"\b{key}\b", line) for key in WANTED):
+        raise _ambiguous(path, number)
+
+
+def _refuse_expansion(value: str, path: str, number: int) -> None:
+    if "${" in value:
+        raise Refused(
+            f"The line {path}:{number} refers to another variable, which not every reader of .env resolves.",
+            hint="write the whole URL out",
+        )
+
+
+def _line_of(text: str, key: str) -> int:
+    for number, line in enumerate(text.split("\n"), 1):
+        if re.match(rf"\s*(?:export\s+)?{key}\b", line):
+            return number
+    return 1
+
+
+def _ambiguous(path: str, line: int) -> Refused:
+    return Refused(
+        f"The line {path}:{line} is read differently by Node's dotenv and by others.",
+        hint='put the whole value in double quotes on one line, with # $ ` " and \\ percent-encoded',
+    )
+
+
+def choose(
+    env_file: Mapping[str, str],
+    env_file_name: str,
+    environ: Mapping[str, str],
+    *,
+    source: str = "",
+    allow_pooler: bool = False,
+) -> Choice:
+    """Return the database the file and the environment agree on, or the one *source* decides for.
+
+    *source* is `file`, `environment` or empty. Raises Refused when nothing is configured, when they name
+    different databases, and for a pooled URL with no direct one beside it unless *allow_pooler*.
+    """
+    in_file = _pick(env_file, env_file_name, allow_pooler) if source != "environment" else None
+    in_environ = _pick(environ, "the environment", allow_pooler) if source != "file" else None
+    if in_file and in_environ and not url.same_database(in_file.database, in_environ.database):
+        raise Refused(
+            f"{env_file_name} names {in_file.database} but DATABASE_URL in the environment names "
+            f"{in_environ.database}.",
+            hint="unset one of them, or decide: INVOKE_DB_SOURCE=file or INVOKE_DB_SOURCE=environment",
+        )
+    chosen = in_file or in_environ
+    if chosen is None:
+        looked = {"file": env_file_name, "environment": "the environment"}.get(
+            source, f"{env_file_name} and the environment"
+        )
+        raise Refused(
+            f"No database is configured: there is no DATABASE_URL in {looked}.",
+            hint=f'write DATABASE_URL="postgresql://user:password@host:5432/name" into {env_file_name}'
+            " (`inv demo` needs none)",
+        )
+    return chosen
+
+
+def _pick(variables: Mapping[str, str], where: str, allow_pooler: bool) -> Choice | None:
+    if not variables.get(MAIN, "").strip():
+        return None
+    main = url.parse(variables[MAIN], where)
+    if not main.pooled:
+        return Choice(main.database, main.left_out)
+    for name in url.DIRECT_NAMES:
+        if variables.get(name, "").strip():
+            direct = url.parse(variables[name], f"{where} ({name})")
+            if direct.database.name != main.database.name:
+                raise Refused(
+                    f"{name} in {where} names the database {direct.database.name}, DATABASE_URL "
+                    f"names {main.database.name}.",
+                    hint=f"let {name} name the same database without the pooler",
+                )
+            return Choice(direct.database, direct.left_out)
+    if not allow_pooler:
+        raise Refused(
+            f"DATABASE_URL in {where} goes through a connection pooler, which a dump must not.",
+            hint="put the direct URL beside it as DIRECT_URL, or set INVOKE_DB_ALLOW_POOLER=true",
+        )
+    return Choice(main.database, main.left_out)

@@ -1,0 +1,99 @@
+"""The `.info` document: what a backup is, and all that a restore needs and no dump holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+VERSION = 1
+
+
+class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a backup: its size in bytes and its SHA-256."""
+
+    bytes: int
+    sha256: str
+
+
+class DatabaseInfo(msgspec.Struct, frozen=True):
+    """The database as it was: what CREATE DATABASE and ALTER DATABASE take, and where it lived."""
+
+    name: str
+    host: str
+    port: int
+    user: str
+    owner: str
+    encoding: str
+    collate: str
+    ctype: str
+    comment: str | None
+    acl: list[str] | None
+    settings: list[Setting]
+    connection_limit: int
+    bytes: int
+    locale_provider: str = "c"
+    locale: str | None = None
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One `ALTER DATABASE ... SET`, or `ALTER ROLE role IN DATABASE ... SET`; *value* as pg_settings shows it."""
+
+    role: str | None
+    name: str
+    value: str
+
+
+class Git(msgspec.Struct, frozen=True):
+    """The checkout a backup was taken from."""
+
+    commit: str
+    branch: str
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """The last time this backup was proven by restoring it."""
+
+    at: str
+    server_version: str
+    seconds: float
+
+
+class Info(msgspec.Struct, frozen=True):
+    """The document itself; times are ISO 8601 in UTC, sizes bytes, durations seconds."""
+
+    version: int
+    name: str
+    type: str
+    description: str
+    created_at: str
+    seconds: float
+    database: DatabaseInfo
+    server_version: str
+    tools: dict[str, str]
+    extensions: dict[str, str]
+    migrations: list[str] | None
+    git: Git | None
+    tables: dict[str, int]
+    files: dict[str, FileInfo]
+    restored: Restored | None
+    restore: list[str]
+
+
+def encode(info: Info) -> bytes:
+    """Return the document as indented JSON, ending in a newline."""
+    return msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n"
+
+
+def decode(raw: bytes) -> Info | None:
+    """Return the document, or None where *raw* is another tool's `.info` or is damaged."""
+    try:
+        info = msgspec.json.decode(raw, type=Info)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return info if info.version == VERSION else None
+
+
+def as_json(value: Any) -> Any:
+    """Return *value* as plain lists and dicts."""
+    return msgspec.to_builtins(value)

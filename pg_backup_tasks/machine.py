@@ -1,0 +1,212 @@
+"""What a machine can do, here or there: the verbs every workflow is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from .errors import Failed
+from .model import Command, Digest, Format
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command: its exit code and what it said, decoded leniently."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name in a folder; *target* is where a symbolic link points."""
+
+    name: str
+    bytes: int = 0
+    target: str | None = None
+    is_file: bool = True
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A dump file read to its end: its digest, the rows of each table, and what is wrong with it."""
+
+    digest: Digest
+    rows: dict[str, int] | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What an archive's SQL became: the rows of each table, the digests of the files written."""
+
+    rows: dict[str, int]
+    complete: bool
+    plain: Digest | None
+    packed: Digest | None
+
+
+@dataclass(frozen=True)
+class Load:
+    """A stream of SQL for psql: what goes first, where the dump comes from, what goes last.
+
+    *reader* prints the SQL of the archive given to it as standard input; without it *path* is plain SQL, packed
+    or not. What sqltext.SqlDump leaves out is said by the other two.
+    """
+
+    psql: Command
+    path: str
+    codec: str
+    reader: Command | None = None
+    before: str = ""
+    after: str = ""
+    skip_settings: frozenset[str] = frozenset()
+    skip_restrict: bool = False
+    skip_owners: bool = False
+
+
+class CommandError(Failed):
+    """A command ended with a code that is not 0; *done* has what it said."""
+
+    def __init__(self, command: Command, done: Done) -> None:
+        said = done.err.strip().splitlines()
+        last = said[-1] if said else f"exit code {done.code}"
+        super().__init__(f"{command.program} failed: {last}")
+        self.command = command
+        self.done = done
+
+
+class Job(Protocol):
+    """A command at work beside us; leaving its `with` block ends it."""
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> Done: ...
+
+
+class Session(Protocol):
+    """psql with a connection held open; leaving its `with` block ends both."""
+
+    def ask(self, sql: str) -> str:
+        """Run *sql* and return what it printed; raise CommandError where the server refuses it."""
+        ...
+
+    def attempt(self, sql: str) -> str | None:
+        """Run *sql*; return None, or the error where the server refuses it, the session living on."""
+        ...
+
+
+class Machine(Protocol):
+    """A computer with a shell, a disk and PostgreSQL's client tools; paths are absolute and its own."""
+
+    name: str
+
+    def run(self, command: Command) -> Done:
+        """Run *command* to its end, its standard input empty; what it prints must be small."""
+        ...
+
+    def start(self, command: Command) -> AbstractContextManager[Job]:
+        """Start *command*, which writes its own files."""
+        ...
+
+    def session(self, command: Command) -> AbstractContextManager[Session]:
+        """Start psql reading statements from us."""
+        ...
+
+    def examine(self, path: str, format_: Format, codec: str, writer: Job | None = None) -> Examined:
+        """Read a dump file to its end, unpacking it; with *writer* while that is still writing it."""
+        ...
+
+    def digest(self, path: str) -> Digest:
+        """Return a file's size and SHA-256."""
+        ...
+
+    def derive(
+        self,
+        reader: Command,
+        archive: str,
+        codec: str,
+        *,
+        plain: str | None,
+        packed: str | None,
+        writer: Job | None = None,
+    ) -> Derived:
+        """Run *reader* on the *archive* given to it as standard input, its SQL into the files named, on disk."""
+        ...
+
+    def load(self, load: Load, progress: Progress) -> Done:
+        """Send a dump through psql; psql gets the last words only if the dump came whole."""
+        ...
+
+    def tools(self, extra: Sequence[str]) -> list[tuple[str, str]]:
+        """Return (folder, version text) for each set of PostgreSQL's client tools; *extra* folders first."""
+        ...
+
+    def entries(self, folder: str) -> list[Entry] | None:
+        """Return what is in *folder*, None if there is no such folder."""
+        ...
+
+    def sizes(self, paths: Sequence[str]) -> list[int]:
+        """Return the files' sizes in bytes, 0 for one that is not there (yet)."""
+        ...
+
+    def read(self, path: str) -> bytes | None:
+        """Return a small file's bytes, None if it is not there."""
+        ...
+
+    def sniff(self, path: str) -> Format | None:
+        """Return the dump format that a file's first bytes show, None for anything else."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put *data* under *path* at once, on disk and readable by its owner only."""
+        ...
+
+    def make_folder(self, path: str) -> None:
+        """Make *path* and what leads to it; the last one is 0700, whatever it was."""
+        ...
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a folder of ours with all that is in it; one that is gone is fine."""
+        ...
+
+    def flush(self, paths: Sequence[str]) -> None:
+        """Return when these files and folders are on disk, the files readable by their owner only."""
+        ...
+
+    def publish(self, steps: Sequence[tuple[str, ...]]) -> None:
+        """Do `("move", from, to)`, `("link", target, name)`, `("remove", name)` in order, even if we die."""
+        ...
+
+    def free(self, folder: str) -> int:
+        """Return the bytes this user can still write below *folder* (or its nearest parent that exists)."""
+        ...
+
+    def presence(self) -> str:
+        """Return who holds what we lock: a process that lives exactly as long as this run."""
+        ...
+
+    def alive(self, presence: str) -> bool:
+        """Whether the run that calls itself *presence* still lives, or cannot be told to be dead."""
+        ...
+
+    def claim(self, path: str, text: str) -> bool:
+        """Create the link *path* that says *text*, in one step; False if it exists."""
+        ...
+
+    def claimed(self, path: str) -> str | None:
+        """Return what the link *path* says, None if there is none."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file or link; one that is gone is fine."""
+        ...
+
+    def cancel(self) -> None:
+        """Let what works in the background end soon; nothing is asked of this machine's dumps afterwards."""
+        ...

@@ -1,0 +1,161 @@
+"""Pure values every floor above speaks in: formats, names, backups, databases, commands."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+
+from .errors import Refused
+
+STAMP = "%Y%m%d_%H%M%S"
+INFO = ".info"
+RESERVED_TYPES = frozenset({"latest", "all", "pick"})
+LONGEST_TYPE = 64
+
+
+class Format(Enum):
+    """A dump format, in the order in which a restore prefers them."""
+
+    DUMP = "dump"
+    TAR = "tar"
+    SQL_GZ = "sql.gz"
+    SQL = "sql"
+
+    @property
+    def extension(self) -> str:
+        """The file name's ending, with its dot."""
+        return f".{self.value}"
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether pg_restore reads it (psql reads the others)."""
+        return self in (Format.DUMP, Format.TAR)
+
+
+ALL_FORMATS = tuple(Format)
+# The longest first: `.sql.gz` is not a `.gz` of something else.
+EXTENSIONS = (*sorted((f.extension for f in Format), key=len, reverse=True), INFO)
+
+
+def format_of(head: bytes) -> Format | None:
+    """Return the format of the dump that begins with *head* (512 bytes are enough), None for anything else."""
+    if head.startswith(b"PGDMP"):
+        return Format.DUMP
+    if head.startswith(b"toc.dat") and head[257:262] == b"ustar":
+        return Format.TAR
+    if b"-- PostgreSQL database dump\n" in head[:200]:
+        return Format.SQL
+    return None
+
+
+def parse_formats(text: str) -> tuple[Format, ...]:
+    """Return the formats named in a comma-separated list, once each, in restore order.
+
+    Raises Refused for an unknown name or an empty list.
+    """
+    names = [part.strip().lstrip(".") for part in text.split(",") if part.strip()]
+    known = {f.value: f for f in Format}
+    for name in names:
+        if name not in known:
+            raise Refused(f"There is no backup format {name!r}.", hint="--formats dump,tar,sql,sql.gz")
+    if not names:
+        raise Refused("No backup format is named.", hint="--formats dump,tar,sql,sql.gz")
+    return tuple(f for f in Format if f.value in names)
+
+
+def parse_type(text: str) -> str:
+    """Return the backup type as it is stored: lower-case letters, digits and `_`.
+
+    Raises Refused for anything else, and for the words BACKUP gives a meaning to.
+    """
+    name = text.replace("-", "_")
+    if not re.fullmatch(r"[a-z0-9_]+", name) or len(name) > LONGEST_TYPE:
+        raise Refused(
+            f"{text[:80]!r} cannot be a backup type.",
+            hint=f"lower-case letters, digits and _, at most {LONGEST_TYPE}: --type before_v2",
+        )
+    if name in RESERVED_TYPES:
+        raise Refused(f"{name!r} has a meaning of its own and cannot be a backup type.")
+    return name
+
+
+@dataclass(frozen=True, order=True)
+class BackupName:
+    """`backup_TYPE_YYYYMMDD_HHMMSS`, the time in UTC; ordered by time, then type."""
+
+    at: datetime
+    type: str
+
+    _PATTERN = re.compile(r"backup_(?P<type>[a-z0-9_]+)_(?P<stamp>[0-9]{8}_[0-9]{6})")
+
+    @classmethod
+    def parse(cls, text: str) -> BackupName | None:
+        """Return the name that *text* spells exactly, or None."""
+        match = cls._PATTERN.fullmatch(text)
+        if not match or match["type"] in RESERVED_TYPES:
+            return None
+        try:
+            at = datetime.strptime(match["stamp"], STAMP).replace(tzinfo=UTC)
+        except ValueError:
+            return None
+        return cls(at, match["type"])
+
+    def __str__(self) -> str:
+        return f"backup_{self.type}_{self.at.strftime(STAMP)}"
+
+
+def split_file(filename: str) -> tuple[BackupName, str] | None:
+    """Return a backup file's name and extension (`.dump`, `.info`, ...), or None if it is not ours."""
+    for extension in EXTENSIONS:
+        if filename.endswith(extension):
+            name = BackupName.parse(filename[: -len(extension)])
+            return (name, extension) if name else None
+    return None
+
+
+def latest_link(type_: str, extension: str) -> str:
+    """Return the name of the link to a type's newest file of one format."""
+    return f"backup_{type_}_latest{extension}"
+
+
+@dataclass(frozen=True)
+class Digest:
+    """A file's size in bytes and its SHA-256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Database:
+    """Where a database is and how to log in; what libpq needs, never shown with its password."""
+
+    name: str
+    host: str = ""
+    port: int = 5432
+    user: str = ""
+    password: str = field(default="", repr=False)
+    parameters: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    source: str = ""
+
+    def __str__(self) -> str:
+        host = self.host or "the local socket"
+        host = f"[{host}]" if ":" in host else host
+        who = f" as {self.user}" if self.user else ""
+        return f"{self.name} on {host}:{self.port}{who}"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program and its arguments; *secrets* reach it as variables over standard input, never in argv."""
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def program(self) -> str:
+        """The program's bare name, for messages."""
+        return self.argv[0].rsplit("/", 1)[-1]

@@ -1,0 +1,367 @@
+"""The only module that prints: results to standard output, everything said on the way to standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from .errors import Refused, TaskError
+from .model import Format
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .desk import Gauge
+    from .restore import Result
+    from .store import Backup
+    from .verify import Verdict
+
+_LOG_BYTES = 1 << 20
+_LOGS_KEPT = 5
+_LINE_EVERY = 30.0
+_SHORTEST_SECRET = 4
+
+
+class Report:
+    """Talks to the user of one run, and to the log; *quiet* leaves standard error to what has gone wrong."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, log: str | None = None) -> None:
+        self._as_json = as_json
+        self._quiet = quiet
+        self._log = _open_log(log) if log else None
+        self._secrets: list[str] = []
+
+    def hide(self, secret: str) -> None:
+        """Never show *secret* again, as it is or percent-encoded."""
+        if len(secret) >= _SHORTEST_SECRET:
+            self._secrets += [secret, quote(secret, safe="")]
+
+    def _clean(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    # On the way
+
+    def say(self, text: str) -> None:
+        self.note(text)
+        if not self._quiet:
+            print(self._clean(text), file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        self.note(f"warning: {text}")
+        if not self._quiet:
+            print(self._clean(f"Warning: {text}"), file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        if self._log:
+            self._log.info(self._clean(text))
+
+    @contextmanager
+    def gauge(self, title: str, expected: Mapping[str, int]) -> Iterator[Gauge]:
+        if self._quiet:
+            yield _Silence()
+        elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            with _progress() as progress:
+                yield _Bars(progress, title, expected)
+        else:
+            print(f"{title} {', '.join(expected)}", file=sys.stderr, flush=True)
+            yield _Lines(title)
+
+    def confirm(self, question: str) -> bool:
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def pick(self, backups: list[Backup]) -> Backup:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise Refused("There is no terminal to pick a backup in.", hint="its name, as inv db.list shows it")
+        from rich.prompt import IntPrompt
+
+        console = _console(sys.stderr)
+        console.print(_shelf(backups, datetime.now(UTC), numbered=True))
+        choices = [str(i + 1) for i in range(len(backups))]
+        number = IntPrompt.ask("Which one", choices=choices, show_choices=False, console=console)
+        return backups[number - 1]
+
+    # Results
+
+    def document(self, value: Any) -> None:
+        """Print one JSON document."""
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def error(self, error: TaskError) -> None:
+        """Print what ended the run."""
+        message, hint = self._clean(str(error.message)), self._clean(error.hint or "")
+        self.note(f"exit {error.code}: {message}")
+        print(message, file=sys.stderr)
+        if hint:
+            print(f"Try: {hint}", file=sys.stderr)
+        if self._as_json:
+            self.document({"error": message, "try": hint or None, "exit": error.code})
+
+    def trouble(self, text: str) -> None:
+        """Write what only a developer can use to the log."""
+        self.note(text)
+
+    def taken(self, backup: Backup) -> None:
+        """Show a backup that has just been taken."""
+        assert backup.info
+        files = ", ".join(f"{f.extension} {size(s)}" for f, s in backup.sizes.items())
+        rows = sum(backup.info.tables.values())
+        self.note(f"took {backup.name}: {files}")
+        if self._as_json:
+            from .info import as_json
+
+            path = backup.path(backup.format_to_restore())
+            self.document(as_json(backup.info) | {"path": path})
+        elif not self._quiet:
+            print(f"{backup.folder}/{backup.name}")
+            print(f"  {files}")
+            print(
+                f"  {len(backup.info.tables)} tables, {rows:,} rows, one snapshot, checked, "
+                f"in {duration(backup.info.seconds)}"
+            )
+
+    def shelf(self, backups: list[Backup], folder: str, now: datetime) -> None:
+        """Show the backups there are."""
+        if self._as_json:
+            self.document({"backups": [_listed(b) for b in backups], "aside": []})
+        elif not backups:
+            print(f"No backups in {folder} yet. inv db.backup takes one.")
+        else:
+            _console(sys.stdout).print(_shelf(backups, now))
+
+    def verdicts(self, verdicts: list[Verdict]) -> None:
+        """Show what `db.verify` found."""
+        if self._as_json:
+            self.document({"backups": [_judged(v) for v in verdicts]})
+            return
+        for verdict in verdicts:
+            for line in _verdict_lines(verdict):
+                self.note(line)
+                print(self._clean(line))
+
+    def restored(self, result: Result) -> None:
+        """Show what a restore did."""
+        self.note(f"restored {result.backup} into {result.database}")
+        if self._as_json:
+            self.document(
+                {
+                    "backup": result.backup,
+                    "database": result.database,
+                    "mode": result.mode,
+                    "how": result.how,
+                    "seconds": result.seconds,
+                }
+            )
+        else:
+            print(
+                f"Restored {result.backup} into {result.database} in {duration(result.seconds)}; "
+                "every table has the rows recorded."
+            )
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Lose the line: a full disk must not put a traceback beside the sentence that says so."""
+
+
+def _open_log(path: str) -> logging.Logger | None:
+    """Return a logger to a file that only its owner reads, None where it cannot be written."""
+    logger = logging.getLogger("pg_backup_tasks")
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+        old.close()
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        handler = _LogFile(path, maxBytes=_LOG_BYTES, backupCount=_LOGS_KEPT, delay=True)
+    except OSError:
+        # The backup folder's own trouble is told by what needs it; a log is not worth failing for.
+        return None
+    formatter = logging.Formatter("%(asctime)sZ %(process)d %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logger.addHandler(handler)
+    return logger
+
+
+class _Silence:
+    def update(self, done: Mapping[str, int]) -> None:
+        pass
+
+
+class _Lines:
+    """Progress where there is no terminal: a line now and then."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._last = time.monotonic()
+
+    def update(self, done: Mapping[str, int]) -> None:
+        if time.monotonic() - self._last >= _LINE_EVERY:
+            self._last = time.monotonic()
+            parts = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in done.items())
+            print(f"{self._title}: {parts}", file=sys.stderr, flush=True)
+
+
+class _Bars:
+    """Progress in a terminal: a bar for each part."""
+
+    def __init__(self, progress: Progress, title: str, expected: Mapping[str, int]) -> None:
+        self._progress = progress
+        self._tasks = {
+            name: progress.add_task(f"{title} {name}", total=max(1, total)) for name, total in expected.items()
+        }
+
+    def update(self, done: Mapping[str, int]) -> None:
+        for name, bytes_ in done.items():
+            task = self._tasks[name]
+            # An estimate that was too low must not show more than all of it.
+            total = max(self._progress.tasks[task].total or 1, bytes_)
+            self._progress.update(task, completed=bytes_, total=total)
+
+
+def _progress() -> Progress:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=_console(sys.stderr),
+        transient=True,
+    )
+
+
+def _console(stream: Any) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else 80)
+
+
+def _shelf(backups: list[Backup], now: datetime, *, numbered: bool = False) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    if numbered:
+        table.add_column("#", justify="right")
+    table.add_column("BACKUP", no_wrap=True)
+    table.add_column("AGE", justify="right", no_wrap=True)
+    table.add_column("SIZE", justify="right", no_wrap=True)
+    table.add_column("DATABASE", overflow="fold")
+    table.add_column("FILES", overflow="fold")
+    table.add_column("STATE", overflow="fold")
+    for number, backup in enumerate(backups, 1):
+        age = short_age((now - backup.created_at).total_seconds()) if backup.created_at else "?"
+        row = [backup.name, age, size(backup.bytes), _database(backup), _files(backup), _state(backup, now)]
+        style = "" if backup.complete else "red"
+        table.add_row(*([str(number)] if numbered else []), *row, style=style)
+    return table
+
+
+def _database(backup: Backup) -> str:
+    return backup.info.database.name if backup.info else "?"
+
+
+def _files(backup: Backup) -> str:
+    return "all 4" if len(backup.sizes) == len(Format) else " ".join(f.value for f in backup.sizes)
+
+
+def _state(backup: Backup, now: datetime) -> str:
+    if not backup.complete:
+        return "NOT WHOLE"
+    if backup.info is None:
+        return "no checksums"
+    if backup.info.restored is None:
+        return "whole"
+    with suppress(ValueError):
+        at = datetime.fromisoformat(backup.info.restored.at)
+        return f"restored {short_age((now - at).total_seconds())} ago"
+    return "whole, restored"
+
+
+def _listed(backup: Backup) -> dict[str, Any]:
+    info = backup.info
+    return {
+        "name": backup.name,
+        "type": backup.type,
+        "created_at": backup.created_at.isoformat().replace("+00:00", "Z") if backup.created_at else None,
+        "bytes": backup.bytes,
+        "database": info.database.name if info else None,
+        "formats": [f.value for f in backup.sizes],
+        "complete": backup.complete,
+        "restored_at": info.restored.at if info and info.restored else None,
+    }
+
+
+def _judged(verdict: Verdict) -> dict[str, Any]:
+    from .info import as_json
+
+    return {
+        "name": verdict.name,
+        "ok": verdict.ok,
+        "problems": list(verdict.problems),
+        "restored": as_json(verdict.restored) if verdict.restored else None,
+    }
+
+
+def _verdict_lines(verdict: Verdict) -> Iterator[str]:
+    if not verdict.ok:
+        yield f"{verdict.name}: NOT HEALTHY"
+        for problem in verdict.problems:
+            yield f"  {problem}"
+        return
+    how = "whole, every checksum matches" if verdict.checked else "reads to its end; no checksum known"
+    if verdict.untestable:
+        how += f"; a restore cannot be tested here: {verdict.untestable}"
+    elif verdict.restored:
+        how += (
+            f"; restored on {verdict.restored.at[:10]} with every row "
+            f"(PostgreSQL {verdict.restored.server_version}, {duration(verdict.restored.seconds)})"
+        )
+    yield f"{verdict.name}: {how}"
+
+
+def size(bytes_: int) -> str:
+    """Return a size as people read it, decimal: 102.2 MB."""
+    value = float(bytes_)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people read it: 0.4 s, 12 s, 3 min 20 s."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def short_age(seconds: float) -> str:
+    """Return how long ago something was: now, 5 min, 3 h, 12 d; `future` for a date that is to come."""
+    if seconds < -60:
+        return "future"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= (2 * length if unit != "min" else length):
+            return f"{int(seconds // length)} {unit}"
+    return "now"

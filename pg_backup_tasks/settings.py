@@ -1,0 +1,141 @@
+"""The typed settings and where each value comes from."""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import Refused
+
+PREFIX = "INVOKE_DB_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set, with its default; README has a sentence for each."""
+
+    root: str = ""
+    backups: str = "backups/postgres"
+    env_file: str = "packages/database/.env"
+    source: Literal["", "file", "environment"] = ""
+    allow_pooler: bool = False
+    pg_bin: str = ""
+    lock_timeout: int = 30
+    connect_timeout: int = 10
+    log: str = "backups/pg_backup_tasks.log"
+
+    def under_root(self, path: str) -> str:
+        """Return *path* as it is meant: relative ones start at the repository's root."""
+        return str(Path(self.root) / Path(path).expanduser())
+
+
+FIELDS = {f.name: f for f in fields(Settings)}
+_TYPES = typing.get_type_hints(Settings)
+
+
+def config(**overrides: Any) -> dict[str, dict[str, Any]]:
+    """Return the whole `db` tree for `Collection.configure`, with *overrides* in it.
+
+    Raises Refused for an unknown setting or a value of the wrong kind, also in `INVOKE_DB_*`: Invoke itself
+    would pass over the one and die on the other.
+    """
+    _check(overrides, "db.config()")
+    from_environment(os.environ)
+    # None is what Invoke takes any environment string for as it is; the defaults are in Settings.
+    return {"db": dict.fromkeys(FIELDS) | overrides}
+
+
+def load(tree: Mapping[str, Any], environ: Mapping[str, str], cwd: Path) -> Settings:
+    """Return the settings from Invoke's merged `db` tree and `INVOKE_DB_*`, the root found from *cwd*.
+
+    Raises Refused for an unknown name or a value of the wrong kind.
+    """
+    given = {key: value for key, value in tree.items() if value is not None}
+    ours = from_environment(environ)
+    # Invoke casts "false" to True; the string itself is read instead.
+    values = _check({k: v for k, v in given.items() if k not in ours}, "the db settings") | ours
+    settings = Settings(**values)
+    root = Path(settings.root).expanduser() if settings.root else find_root(cwd)
+    return Settings(**values | {"root": str(root.resolve())})
+
+
+def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings that `INVOKE_DB_*` gives, as values of their kinds."""
+    found = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in FIELDS:
+            raise _unknown(variable, [PREFIX + f.upper() for f in FIELDS], "the environment")
+        found[name] = _convert(name, text, variable)
+    return found
+
+
+def find_root(cwd: Path) -> Path:
+    """Return the nearest folder at or above *cwd* that is a workspace, has tasks or is a checkout."""
+    for marker in ("pnpm-workspace.yaml", "tasks.py", ".git"):
+        for folder in (cwd, *cwd.parents):
+            if (folder / marker).exists():
+                return folder
+    return cwd
+
+
+def _check(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    for name in values:
+        if name not in FIELDS:
+            raise _unknown(name, list(FIELDS), where)
+    return {name: _convert(name, value, name) for name, value in values.items()}
+
+
+def _convert(name: str, value: Any, shown: str) -> Any:
+    kind = _TYPES[name]
+    converted = _as_kind(kind, value)
+    if converted is None:
+        raise Refused(
+            f"The setting {shown} must be {_describe(kind)}, not {_kind_of(value)}.",
+            hint=f"its default is {FIELDS[name].default!r}",
+        )
+    if isinstance(converted, int) and not isinstance(converted, bool) and converted < 0:
+        raise Refused(f"The setting {shown} cannot be negative.")
+    return converted
+
+
+def _as_kind(kind: Any, value: Any) -> Any:
+    # The error text of a library would repeat the value, which may be a secret put in the wrong place.
+    if kind is bool:
+        if isinstance(value, str):
+            return {"true": True, "1": True, "yes": True, "on": True}.get(value.lower()) or (
+                False if value.lower() in ("false", "0", "no", "off", "") else None
+            )
+        return value if isinstance(value, bool) else None
+    if kind is int:
+        if isinstance(value, str):
+            return int(value) if value.isascii() and value.lstrip("-").isdigit() else None
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if typing.get_origin(kind) is Literal:
+        return value if value in typing.get_args(kind) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value if isinstance(value, str) else None
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(kind) if choice)
+    return {bool: "true or false", int: "a whole number", str: "text"}[kind]
+
+
+def _kind_of(value: Any) -> str:
+    return "this text" if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _unknown(name: str, known: list[str], where: str) -> Refused:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return Refused(f"There is no setting {name} (in {where}).", hint=near[0] if near else ", ".join(sorted(known)))

