@@ -106,9 +106,9 @@ class _Run:
 
 
 def _wheels() -> list[str]:
-    from .embedded import find_bins
+    from .embedded import wheel_bins
 
-    return [str(folder) for folder in find_bins()]
+    return [str(folder) for folder in wheel_bins()]
 
 
 def _seconds(text: str) -> float:

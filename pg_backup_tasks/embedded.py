@@ -106,12 +106,13 @@ def find_bin() -> Path | None:
 
 def find_bins() -> tuple[Path, ...]:
     """Return the bin folders of all installed wheels that run here, newest version first."""
-    found = [(version, folder) for folder in _wheel_bins() if (version := _version(folder))]
+    found = [(version, folder) for folder in wheel_bins() if (version := _version(folder))]
     found.sort(key=lambda pair: _numbers(pair[0]), reverse=True)
     return tuple(folder for _, folder in found)
 
 
-def _wheel_bins() -> Iterator[Path]:
+def wheel_bins() -> Iterator[Path]:
+    """Yield the bin folders of all installed wheels, whether they run here or not; no program is started."""
     for wheel in WHEELS:
         spec = importlib.util.find_spec(wheel)
         for place in (spec and spec.submodule_search_locations) or ():

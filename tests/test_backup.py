@@ -1,0 +1,53 @@
+"""A backup: five files of one snapshot, checked, published whole, described."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+
+from conftest import Project, Server
+
+SMALL = """
+create table guests (id int primary key, name text);
+insert into guests select i, 'Guest ' || i from generate_series(1, 500) i;
+create schema "Bar Back"; create table "Bar Back"."Größe" (id int);
+insert into "Bar Back"."Größe" select generate_series(1, 7);
+create table nothing ();
+create table empty (id int);
+"""
+
+
+def test_five_files_checked_and_described(ready: Project, server: Server, database: str) -> None:
+    server.sql(SMALL, database)
+    done = ready.inv("db.backup", "--description", "before v2", "--json")
+    assert done.code == 0, done.err
+    info = done.json
+    name = info["name"]
+    files = {f".{p.name.partition('.')[2]}": p for p in ready.backups.glob(f"{name}.*")}
+    assert set(files) == {".dump", ".tar", ".sql", ".sql.gz", ".info"}
+    assert json.loads(files[".info"].read_text()) | {"path": info["path"]} == info
+    for extension, recorded in info["files"].items():
+        raw = files[extension].read_bytes()
+        assert recorded == {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    assert info["tables"] == {"Bar Back.Größe": 7, "public.empty": 0, "public.guests": 500, "public.nothing": 0}
+    assert info["description"] == "before v2"
+    assert info["database"]["name"] == database
+    assert ready.hidden_files() == []
+
+
+def test_only_the_owner_may_look(ready: Project) -> None:
+    assert ready.inv("db.backup").code == 0
+    assert stat.S_IMODE(ready.backups.stat().st_mode) == 0o700
+    modes = {stat.S_IMODE(p.stat().st_mode) for p in ready.backups.iterdir()}
+    assert modes == {0o600}
+
+
+def test_latest_points_at_the_newest_and_loses_what_was_not_made(ready: Project) -> None:
+    assert ready.inv("db.backup").code == 0
+    second = ready.inv("db.backup", "--formats", "dump", "--json").json["name"]
+    links = {p.name: p.readlink().name for p in ready.backups.iterdir() if p.is_symlink()}
+    assert links == {
+        "backup_manual_latest.dump": f"{second}.dump",
+        "backup_manual_latest.info": f"{second}.info",
+    }
