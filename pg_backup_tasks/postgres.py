@@ -126,8 +126,9 @@ def pg_dump(
     options: str,
 ) -> Command:
     """Return pg_dump writing *archive* (`custom` or `tar`) of an exported snapshot; *lock_timeout* in seconds."""
-    # Level 1: half the time of the default, and a seventh more bytes.
-    compress = ("--compress=1",) if archive == "custom" else ()
+    # A third to a half of the default level's time, an eighth more bytes; level 1 is a little quicker still, but on
+    # text it grows the file by more than a seventh.
+    compress = ("--compress=2",) if archive == "custom" else ()
     wait = (f"--lock-wait-timeout={lock_timeout * 1000}",) if lock_timeout else ()
     arguments = (f"--format={archive}", *compress, *wait, f"--snapshot={snapshot}", f"--file={path}")
     return connected(tools, "pg_dump", database, arguments, options=options)

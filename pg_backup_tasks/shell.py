@@ -85,7 +85,10 @@ for folder in "$@" /usr/lib/postgresql/*/bin /usr/pgsql-*/bin \
 do
   ask "$folder"
 done
-found=$(command -v pg_dump) && ask "${found%/*}"
+found=$(command -v pg_dump)
+# Debian's /usr/bin/pg_dump is a slow wrapper around one of the folders above.
+[ -z "$found" ] || { [ -e /usr/share/postgresql-common/pg_wrapper ] && [ "$found" = /usr/bin/pg_dump ]; } ||
+  ask "${found%/*}"
 exit 0
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 
@@ -187,11 +187,11 @@ class Store:
                 return name
             sleep(max(0.01, (now + timedelta(seconds=1) - clock()).total_seconds()))
 
-    def staging(self, name: BackupName) -> Staging:
+    def staging(self, name: BackupName, formats: tuple[Format, ...]) -> Staging:
         """Make the folder in which a backup comes to be, out of sight of everything that looks for backups."""
         path = f"{self.folder}/{PARTIAL}{name}"
         self.machine.make_folder(path)
-        return Staging(self, name, path)
+        return Staging(self, name, path, formats)
 
     def clear_remains(self) -> list[str]:
         """Remove what dead runs left, returning the backups they did not finish; only under the lock."""
@@ -218,24 +218,29 @@ class Staging:
     store: Store
     name: BackupName
     path: str
-    _extensions: list[str] = field(default_factory=list)
+    formats: tuple[Format, ...]
 
     def file(self, extension: str) -> str:
-        """Return where to write the file of one extension, and remember to publish it."""
-        if extension not in self._extensions:
-            self._extensions.append(extension)
+        """Return where the file of one extension comes to be."""
         return f"{self.path}/{self.name}{extension}"
 
-    def publish(self, document: bytes) -> None:
-        """Give every file its final name, `.info` last, and point `latest` at them; whole or not at all."""
-        machine, folder = self.store.machine, self.store.folder
-        dumps = [e for e in self._extensions if e != INFO]
-        machine.flush([f"{self.path}/{self.name}{e}" for e in dumps])
+    def complete(self, document: bytes) -> None:
+        """Return when every dump, and `.info` after them, is whole and on disk; nothing has its name yet."""
+        machine = self.store.machine
+        machine.flush([self.file(f.extension) for f in self.formats])
         machine.write(self.file(INFO), document)
         machine.flush([self.path])
-        moves = [("move", f"{self.path}/{self.name}{e}", f"{folder}/{self.name}{e}") for e in (*dumps, INFO)]
+
+    def publish(self) -> None:
+        """Give every file its final name, `.info` last, and point `latest` at them; whole or not at all."""
+        machine, folder = self.store.machine, self.store.folder
+        moves = [("move", self.file(e), f"{folder}/{self.name}{e}") for e in self._extensions]
         machine.publish([*moves, *self._links()])
         machine.flush([folder])
+
+    @property
+    def _extensions(self) -> tuple[str, ...]:
+        return (*(f.extension for f in self.formats), INFO)
 
     def _links(self) -> list[tuple[str, ...]]:
         folder, type_ = self.store.folder, self.name.type
