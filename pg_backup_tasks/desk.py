@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Protocol
@@ -30,6 +30,10 @@ class Gauge(Protocol):
 
 class Reporter(Protocol):
     """Whoever the workflows talk to; only report.py knows how it looks."""
+
+    def hide(self, secret: str) -> None:
+        """Never show *secret* from now on."""
+        ...
 
     def say(self, text: str) -> None: ...
 
@@ -104,6 +108,7 @@ class Desk:
 
         Raises Unreachable where there is no way in; whatever psql refuses in the block becomes a sentence.
         """
+        self.report.hide(database.password)
         any_tools = postgres.any_tools(self.tools)
         command = postgres.psql(any_tools, self._with_timeout(database))
         try:
@@ -121,7 +126,7 @@ class Desk:
     def _with_timeout(self, database: Database) -> Database:
         given = dict(database.parameters)
         given.setdefault("connect_timeout", str(self.settings.connect_timeout))
-        return Database(**{**database.__dict__, "parameters": tuple(sorted(given.items()))})
+        return replace(database, parameters=tuple(sorted(given.items())))
 
     @contextmanager
     def at_work(self, task: str, wait: float) -> Iterator[None]:

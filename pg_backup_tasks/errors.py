@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from signal import Signals
 from typing import ClassVar
 
 from invoke.exceptions import Exit
@@ -52,4 +53,4 @@ class Interrupted(TaskError):
     """A signal ended the run; the code is 128 + the signal's number, as shells report it."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__("interrupted", code=128 + signum)
+        super().__init__(f"Ended by {Signals(signum).name}.", code=128 + signum)

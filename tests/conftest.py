@@ -92,8 +92,8 @@ class Server:
         ).splitlines()
         found = {
             table: self.sql(
-                f"select count(*) || ' ' || coalesce(md5(string_agg(r::text, chr(10) order by r::text collate \"C\")), '')"
-                f" from {table} r",
+                "select count(*) || ' ' || coalesce(md5(string_agg(r::text, chr(10) order by r::text collate \"C\")), "
+                f"'') from {table} r",
                 database,
             )
             for table in tables
