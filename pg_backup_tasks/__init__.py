@@ -3,8 +3,8 @@
 `import pg_backup_tasks as db; ns = Collection(db); ns.configure(db.config())` gives a repository the tasks.
 """
 
-from .collection import ns
+from .collection import config, ns
 from .errors import TaskError
-from .settings import Settings, config
+from .settings import Settings
 
 __all__ = ["Settings", "TaskError", "config", "ns"]

@@ -7,10 +7,11 @@ to 1.16). Reading them here takes a third of the processor time of `pg_restore -
 
 from __future__ import annotations
 
-import tarfile
+import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
@@ -19,10 +20,16 @@ OLDEST, NEWEST = (1, 12), (1, 16)
 CUSTOM, TAR = 1, 3
 NONE, GZIP = 0, 1
 COPY_END = b"\\.\n\n\n"
-TABLE_DATA = "TABLE DATA"
+TABLE_DATA, BLOBS = "TABLE DATA", "BLOBS"
+# A tar's large objects are not where its table of contents says: together until version 15, then by entry.
+_BLOBS_MEMBER = re.compile(r"blobs(?:_([0-9]+))?\.toc")
 _DATA, _BLOBS = 1, 3
 # Larger pieces are slower: the allocator maps and unmaps them one by one.
 CHUNK = 1 << 16
+_BLOCK = 512
+# A damaged length must not make us read, or unpack, a whole archive into memory.
+_LONGEST_TEXT = 1 << 26
+_UNPACKED_AT_ONCE = 1 << 20
 
 
 class Source(Protocol):
@@ -51,6 +58,7 @@ class Entry:
     definition: str
     copy: str
     member: str
+    has_data: bool
 
     @property
     def table(self) -> str:
@@ -84,10 +92,18 @@ class _Reader:
         self.int_size = self.offset_size = 4
 
     def exactly(self, size: int) -> bytes:
-        data = self._read(size)
+        # Who asks for more than is there gets as much memory first: a damaged length must not be believed.
+        data = self._read(size) if size <= CHUNK else b"".join(self.pieces(size))
         if len(data) != size:
             raise DamagedError("ends in the middle")
         return data
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """Yield *size* bytes a little at a time."""
+        while size > 0:
+            piece = self.exactly(min(size, CHUNK))
+            size -= len(piece)
+            yield piece
 
     def byte(self) -> int:
         return self.exactly(1)[0]
@@ -95,13 +111,17 @@ class _Reader:
     def int(self) -> int:
         data = self.exactly(1 + self.int_size)
         value = int.from_bytes(data[1:], "little")
+        if data[0] > (value != 0):
+            raise DamagedError("has a damaged number")
         return -value if data[0] else value
 
     def text(self) -> str | None:
         size = self.int()
-        if size > 1 << 30:
+        if size > _LONGEST_TEXT:
             raise DamagedError("has a damaged table of contents")
-        return None if size < 0 else self.exactly(size).decode(self._codec, "surrogateescape")
+        if size < 0:
+            return None
+        return self.exactly(size).decode(self._codec, "surrogateescape")
 
 
 def read_contents(source: Source, codec: str = "utf-8") -> tuple[Contents, _Reader]:
@@ -144,7 +164,7 @@ def _plausible(count: int) -> int:
 
 def _entry(reader: _Reader, version: tuple[int, int], kind: int) -> Entry:
     number = reader.int()
-    reader.int()  # whether data follows for it
+    has_data = reader.int() != 0
     reader.text(), reader.text()  # its catalog's and its own oid
     tag, what = reader.text() or "", reader.text() or ""
     reader.int()  # section
@@ -165,7 +185,7 @@ def _entry(reader: _Reader, version: tuple[int, int], kind: int) -> Entry:
     else:
         member = ""
         reader.exactly(1 + reader.offset_size)
-    return Entry(number, what, schema, tag, owner, definition, copy, member)
+    return Entry(number, what, schema, tag, owner, definition, copy, member, has_data)
 
 
 def scan_custom(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[str, int]]:
@@ -177,26 +197,32 @@ def scan_custom(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[st
     if contents.compression not in (NONE, GZIP):
         raise UnsupportedError(f"compression {contents.compression}")
     rows: dict[str, int] = {}
+    seen: set[int] = set()
     while kind := source.read(1):
         entry = contents.entries.get(reader.int())
         if entry is None or kind[0] not in (_DATA, _BLOBS):
             raise DamagedError("has a block that belongs to nothing")
+        seen.add(entry.id)
         try:
             if kind[0] == _BLOBS:
                 while reader.int():
                     _count(_unpacked(reader, contents.compression))
             elif (count := _count(_unpacked(reader, contents.compression))) is not None:
-                rows[entry.table] = count
+                _add(rows, entry.table, count)
         except IsalError:  # type: ignore[misc]  # its stub forgets the base class
             raise DamagedError(f"has damaged data for {entry.table}") from None
-    return contents, _complete(contents, rows)
+    _refuse_incomplete(contents, seen)
+    return contents, rows
 
 
 def _chunks(reader: _Reader) -> Iterator[bytes]:
     while size := reader.int():
         if not 0 < size < 1 << 30:
             raise DamagedError("has a block of an impossible size")
-        yield reader.exactly(size)
+        if size <= CHUNK:
+            yield reader.exactly(size)
+        else:
+            yield from reader.pieces(size)
 
 
 def _unpacked(reader: _Reader, compression: int) -> Iterator[bytes]:
@@ -205,8 +231,14 @@ def _unpacked(reader: _Reader, compression: int) -> Iterator[bytes]:
         return
     stream = isal_zlib.decompressobj()
     for packed in _chunks(reader):
-        yield stream.decompress(packed)
-    if not stream.eof:
+        if stream.eof:
+            raise DamagedError("has a block that goes on behind its end")
+        unpacked = stream.decompress(packed, _UNPACKED_AT_ONCE)
+        yield unpacked
+        while stream.unconsumed_tail or len(unpacked) == _UNPACKED_AT_ONCE:
+            unpacked = stream.decompress(stream.unconsumed_tail, _UNPACKED_AT_ONCE)
+            yield unpacked
+    if not stream.eof or stream.unused_data:
         raise DamagedError("has a block that ends in the middle")
 
 
@@ -219,36 +251,115 @@ def _count(chunks: Iterator[bytes]) -> int | None:
     return lines - COPY_END.count(b"\n") if tail == COPY_END else None
 
 
-def scan_tar(file: BinaryIO, codec: str = "utf-8") -> tuple[Contents, dict[str, int]]:
+def scan_tar(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[str, int]]:
     """Read a whole tar archive from front to back; return its contents and the rows of each table.
 
     Raises DamagedError for a truncated or damaged one; UnsupportedError as read_contents.
     """
-    contents: Contents | None = None
-    tables: dict[str, str] = {}
-    rows: dict[str, int] = {}
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                data = tar.extractfile(member)
-                if data is None:
-                    continue
-                if contents is None:
-                    contents, _ = read_contents(data, codec)
-                    tables = {e.member: e.table for e in contents.entries.values() if e.member}
-                    continue
-                count = _count(iter(lambda: data.read(CHUNK), b""))  # noqa: B023 - used at once
-                if count is not None and member.name in tables:
-                    rows[tables[member.name]] = count
-    except (tarfile.TarError, EOFError) as error:
-        raise DamagedError(f"is no whole tar file ({error})") from None
-    if contents is None:
+    # tarfile takes a damaged header in the middle for the end, and would believe in gigabytes of extended header.
+    member = _next_member(source)
+    if member is None or member.name != "toc.dat":
         raise DamagedError("is no tar file of pg_dump's")
-    return contents, _complete(contents, rows)
+    contents, _ = read_contents(io.BufferedReader(member, CHUNK), codec)
+    member.skip()
+    members = {e.member: e for e in contents.entries.values() if e.member}
+    rows: dict[str, int] = {}
+    seen: set[int] = set()
+    while member := _next_member(source):
+        count = _count(member.chunks())
+        member.skip()
+        if blobs := _BLOBS_MEMBER.fullmatch(member.name):
+            seen |= {int(blobs[1])} if blobs[1] else {e.id for e in contents.entries.values() if e.kind == BLOBS}
+        elif entry := members.get(member.name):
+            seen.add(entry.id)
+            if count is not None:
+                _add(rows, entry.table, count)
+    _refuse_incomplete(contents, seen)
+    return contents, rows
 
 
-def _complete(contents: Contents, rows: dict[str, int]) -> dict[str, int]:
-    expected = {e.table for e in contents.entries.values() if e.kind == TABLE_DATA and e.copy}
-    if missing := sorted(expected - rows.keys()):
-        raise DamagedError(f"has no data for {missing[0]}")
-    return rows
+class _Member(io.RawIOBase):
+    """One file in a tar, read as it goes by."""
+
+    def __init__(self, source: Source, name: str, size: int) -> None:
+        super().__init__()
+        self.name = name
+        self._source = source
+        self._left = size
+        self._padding = -size % _BLOCK
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._piece(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _piece(self, size: int) -> bytes:
+        data = self._source.read(min(size, self._left))
+        self._left -= len(data)
+        return data
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield what is left of it."""
+        while data := self._piece(CHUNK):
+            yield data
+
+    def skip(self) -> None:
+        """Go to the end of it, which must be there."""
+        for _ in self.chunks():
+            pass
+        padding = self._source.read(self._padding)
+        if self._left or len(padding) != self._padding:
+            raise DamagedError("ends in the middle")
+        if padding.strip(b"\0"):
+            raise DamagedError(f"is damaged behind {self.name}")
+
+
+def _next_member(source: Source) -> _Member | None:
+    """Return what comes next in a tar, None at its end. Raises DamagedError for anything else."""
+    header = source.read(_BLOCK)
+    if len(header) != _BLOCK:
+        raise DamagedError("ends in the middle")
+    if not header.strip(b"\0"):
+        _refuse_more(source)
+        return None
+    try:
+        name = header[:100].partition(b"\0")[0].decode("ascii")
+        checksum = int(header[148:156].strip(b" \0"), 8)
+        size = _tar_number(header[124:136])
+    except ValueError:
+        raise DamagedError("is no whole tar file") from None
+    if header[257:262] != b"ustar" or checksum != sum(header[:148]) + 8 * 32 + sum(header[156:]):
+        raise DamagedError("has a damaged tar header")
+    return _Member(source, name, size)
+
+
+def _tar_number(field: bytes) -> int:
+    # A member of 8 GB or more has its size in binary.
+    if field[0] & 0x80:
+        return int.from_bytes(field[1:], "big")
+    return int(field.strip(b" \0"), 8)
+
+
+def _refuse_more(source: Source) -> None:
+    """Read the end of a tar: two blocks of zeros, of which one is read, and perhaps more zeros."""
+    found = 0
+    while data := source.read(CHUNK):
+        found += len(data)
+        if data.strip(b"\0"):
+            raise DamagedError("has a damaged tar header")
+    if found < _BLOCK:
+        raise DamagedError("ends in the middle")
+
+
+def _add(rows: dict[str, int], table: str, count: int) -> None:
+    # Two tables may have one such name: a.b in the schema c, and b in the schema c.a.
+    rows[table] = rows.get(table, 0) + count
+
+
+def _refuse_incomplete(contents: Contents, seen: set[int]) -> None:
+    for entry in contents.entries.values():
+        if entry.has_data and entry.id not in seen:
+            raise DamagedError(f"has no data for {entry.table if entry.kind == TABLE_DATA else entry.name}")

@@ -43,7 +43,7 @@ def take(desk: Desk, order: Order) -> Backup:
     database = desk.choice.database
     with desk.at_work(f"db.backup of {database.name}", order.wait), desk.connect(database) as connection:
         started = time.monotonic()
-        snapshot = catalog.export_snapshot(connection.session)
+        snapshot = catalog.export_snapshot(connection.session, desk.settings.lock_timeout)
         tables = catalog.tables(connection.session)
         _refuse_unreadable(tables)
         expected = _expected(desk, order, connection, tables)
@@ -55,8 +55,8 @@ def take(desk: Desk, order: Order) -> Backup:
                 digests, rows = Dumps(desk, order.formats, connection, staging, snapshot).make(expected)
                 document = _document(desk, order, connection, staging, tables, digests, rows, started)
                 staging.complete(info.encode(document))
-            with signals.held():
-                staging.publish()
+            signals.close()
+            staging.publish()
         finally:
             staging.discard()
     backup = desk.store.by_name(str(name))

@@ -13,7 +13,7 @@ from typing import Protocol
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
-from . import archive
+from . import archive, signals
 from .errors import Failed
 from .machine import Examined, Job
 from .model import Digest, Format
@@ -47,6 +47,7 @@ class Growing(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while True:
+            _go_on(self._cancelled)
             ended = self._writer is None or self._writer.poll() is not None
             if size := os.readv(self._fd, [buffer]):
                 return size
@@ -64,11 +65,31 @@ class Growing(io.RawIOBase):
             raise Cancelled
 
 
+class _Stoppable(io.FileIO):
+    """A file whose reader hears that the run is ending."""
+
+    def __init__(self, path: str, cancelled: threading.Event) -> None:
+        super().__init__(path)
+        self._cancelled = cancelled
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        _go_on(self._cancelled)
+        return super().readinto(buffer)
+
+
+def _go_on(cancelled: threading.Event) -> None:
+    signals.check()
+    if cancelled.is_set():
+        raise Cancelled
+
+
 def write_all(file: io.FileIO, data: bytes) -> None:
     """Write all of *data* to an unbuffered file, which may take it in pieces."""
     view = memoryview(data)
     while view:
-        view = view[file.write(view) :]
+        with signals.waiting():
+            written = file.write(view)
+        view = view[written:]
 
 
 class Hashing:
@@ -89,6 +110,10 @@ class Hashing:
         self._file.close()
         return Digest(self._size, self._hash.hexdigest())
 
+    def abandon(self) -> None:
+        """Close it without waiting for the disk: nobody wants it any more."""
+        self._file.close()
+
 
 class Packer(threading.Thread):
     """Packs what it is given into a gzip file, on a core of its own."""
@@ -97,20 +122,27 @@ class Packer(threading.Thread):
         super().__init__(daemon=True)
         self._file = Hashing(path)
         self._queue: queue.Queue[bytes | None] = queue.Queue(_PACKED_AHEAD)
+        self._abandoned = False
         self._error: Exception | None = None
         self._digest: Digest | None = None
         self.start()
 
     def run(self) -> None:
         packing = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP)
+        ended = False
         try:
             while (data := self._queue.get()) is not None:
                 self._file.write(packing.compress(data))
+            ended = True
+            if self._abandoned:
+                self._file.abandon()
+                return
             self._file.write(packing.flush())
             self._digest = self._file.close()
         except Exception as error:  # noqa: BLE001 - handed to whoever waits for the digest
             self._error = error
-            while self._queue.get() is not None:
+            # Whoever still fills the queue must not find it full; nobody does after the last word.
+            while not ended and self._queue.get() is not None:
                 pass
 
     def write(self, data: bytes) -> None:
@@ -126,6 +158,12 @@ class Packer(threading.Thread):
         assert self._digest is not None
         return self._digest
 
+    def abandon(self) -> None:
+        """End without waiting for the disk."""
+        self._abandoned = True
+        self._queue.put(None)
+        self.join()
+
 
 class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
@@ -134,8 +172,7 @@ class Readable(Protocol):
 def chunks(stream: Readable, cancelled: threading.Event) -> Iterator[bytes]:
     """Yield what *stream* holds, piece by piece, until it ends or the run does."""
     while data := stream.read(CHUNK):
-        if cancelled.is_set():
-            raise Cancelled
+        _go_on(cancelled)
         yield data
 
 
@@ -173,7 +210,7 @@ def _read_dump(path: str, codec: str, writer: Job | None, cancelled: threading.E
 
 def _read_tar(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> dict[str, int]:
     _wait_for(writer, cancelled)  # a tar's members are read by their place
-    with open(path, "rb", buffering=CHUNK) as file:
+    with io.BufferedReader(_Stoppable(path, cancelled), CHUNK) as file:
         return archive.scan_tar(file, codec)[1]
 
 
@@ -231,13 +268,15 @@ def _unpack(stream: Readable, cancelled: threading.Event) -> Iterator[bytes]:
     fresh = True
     try:
         for chunk in chunks(stream, cancelled):
-            rest = chunk
-            while rest:
+            rest, more = chunk, False
+            while rest or more:
                 if unpacking.eof:  # another member may follow, as `cat a.gz b.gz` leaves them
                     unpacking = isal_zlib.decompressobj(_GZIP)
-                yield unpacking.decompress(rest)
+                unpacked = unpacking.decompress(rest, _UNPACKED_AT_ONCE)
+                yield unpacked
                 fresh = False
-                rest = unpacking.unused_data
+                more = len(unpacked) == _UNPACKED_AT_ONCE and not unpacking.eof
+                rest = unpacking.unused_data if unpacking.eof else unpacking.unconsumed_tail
     except IsalError:  # type: ignore[misc]  # its stub forgets the base class
         raise archive.DamagedError("holds packed data that is damaged") from None
     if fresh or not unpacking.eof:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,8 +15,8 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+from . import settings as settings_
 from .errors import Failed, Refused, TaskError
-from .settings import config, load
 
 if TYPE_CHECKING:
     from .desk import Desk
@@ -34,18 +33,35 @@ _WAIT = "seconds to wait for another run to finish (else exit 75 at once)"
 _TYPE = "what kind of backup: lower-case letters, digits and _"
 
 
+def config(**overrides: Any) -> dict[str, dict[str, Any]]:
+    """Return the whole `db` tree for `Collection.configure`, with *overrides* in it.
+
+    Whatever is wrong with them, or with an `INVOKE_DB_*`, ends `inv` with a sentence.
+    """
+    try:
+        return settings_.config(**overrides)
+    except TaskError as error:
+        # No task has begun, so it is Invoke that would tell it: without what to try, and never as JSON.
+        from .report import Report
+
+        Report(as_json="--json" in sys.argv[1:]).error(error)
+        raise Exit(code=error.code) from None
+
+
 @contextmanager
 def _run(c: Context, *, json: bool = False, quiet: bool = False) -> Iterator[_Run]:
     """One task's run: settings read, signals caught, whatever goes wrong told in a sentence."""
     from .report import Report
     from .signals import interruptible
 
+    # Whoever asks for a plan wants to read it, cron's silent task or not.
+    quiet = quiet and not c.config.run.dry
     report = Report(as_json=json, quiet=quiet)
     try:
         with interruptible():
             _refuse_stray_words()
             cwd = Path.cwd()
-            settings = load(c.config.get("db", {}), os.environ, cwd)
+            settings = settings_.load(c.config.get("db", {}), os.environ, cwd)
             if not c.config.run.dry:
                 report = Report(as_json=json, quiet=quiet, log=settings.under_root(settings.log))
             yield _Run(c, settings, report, cwd)
@@ -85,6 +101,7 @@ class _Run:
     """What a task's body needs of its run."""
 
     def __init__(self, c: Context, settings: Any, report: Report, cwd: Path) -> None:
+        from . import signals
         from .desk import Desk
         from .here import Here
 
@@ -97,7 +114,7 @@ class _Run:
             environ=os.environ,
             cwd=str(cwd),
             clock=lambda: datetime.now(UTC),
-            sleep=time.sleep,
+            sleep=signals.sleep,
             more_tools=_wheels,
         )
 
@@ -125,7 +142,9 @@ def _take(run: _Run, type_: str, description: str, formats: str, wait: str) -> I
     from . import backup as workflow
     from .model import parse_formats, parse_type
 
-    order = workflow.Order(parse_type(type_), description, parse_formats(formats), _seconds(wait))
+    # The words of a terminal that does not speak UTF-8 must not make an .info that cannot be written.
+    told = os.fsencode(description).decode("utf-8", "replace")
+    order = workflow.Order(parse_type(type_), told, parse_formats(formats), _seconds(wait))
     if run.dry:
         run.report.say(workflow.plan(run.desk, order))
         return None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
+from . import signals
 from .machine import Machine
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_LOOK = 0.1
 
 
 class Crew:
@@ -23,6 +26,12 @@ class Crew:
     def submit(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Begin *call* beside us."""
         return self._executor.submit(call, *args, **kwargs)
+
+    def result(self, future: Future[R]) -> R:
+        """Wait for the result of a call, letting signals in."""
+        while not wait([future], _LOOK).done:
+            signals.check()
+        return future.result()
 
     def __enter__(self) -> Self:
         return self

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -132,14 +133,22 @@ class Desk:
     def at_work(self, task: str, wait: float) -> Iterator[None]:
         """Hold the backup folder's lock, the folder made and the remains of dead runs cleared."""
         folder = self.store.folder
-        try:
-            self.machine.make_folder(folder)
-        except OSError as error:
-            raise Failed(
-                f"The backup folder {folder} cannot be used: {error.strerror}.",
-                hint="let this user make and write it, or set INVOKE_DB_BACKUPS to another folder",
-            ) from None
-        with lock.hold(self.machine, folder, task, self.clock, wait):
-            for name in self.store.clear_remains():
+        with ExitStack() as stack:
+            with self._usable(folder):
+                self.machine.make_folder(folder)
+                stack.enter_context(lock.hold(self.machine, folder, task, self.clock, wait))
+                unfinished = self.store.clear_remains()
+            for name in unfinished:
                 self.report.say(f"Cleared what an earlier run left of {name}, which it never finished.")
             yield
+
+    @contextmanager
+    def _usable(self, folder: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "let this user make and write it"
+            raise Failed(
+                f"The backup folder {folder} cannot be used: {error.strerror}.",
+                hint=f"{remedy}, or set INVOKE_DB_BACKUPS to another folder",
+            ) from None

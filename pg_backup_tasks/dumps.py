@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import postgres
+from . import postgres, signals
 from .crew import Crew
 from .desk import Connection, Desk
 from .errors import Failed
@@ -106,6 +106,7 @@ class Dumps:
                 done, pending = wait(pending, _LOOK, FIRST_EXCEPTION)
                 if any(f.exception() for f in done):
                     return
+                signals.check()
                 gauge.update(dict(zip(paths, self.desk.machine.sizes([*paths.values()]), strict=True)))
 
     def _results(self) -> tuple[dict[Format, Digest], dict[str, int]]:

@@ -15,13 +15,18 @@ MAIN = "DATABASE_URL"
 WANTED = (MAIN, *url.DIRECT_NAMES)
 
 # The grammar of Node's dotenv, which the applications beside us use
-# (https://github.com/motdotla/dotenv: one expression, quotes first, a # ends what is not quoted).
+# (https://github.com/motdotla/dotenv: one expression, quotes first, a # ends what is not quoted),
+# with what JavaScript, unlike Python, takes for a blank, a word and the end of a line.
+_BLANKS = "\t\n\v\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+_ENDS = "\n\u2028\u2029"
+_BEGIN, _END = rf"(?<![^{_ENDS}])", rf"(?=[{_ENDS}]|\Z)"
 _NODE_LINE = re.compile(
-    r"""^[^\S\n]*(?:export\s+)?(?P<key>[\w.-]+)(?:\s*=\s*?|:\s+?)
-        (?P<value>\s*'(?:\\'|[^'])*'|\s*"(?:\\"|[^"])*"|\s*`(?:\\`|[^`])*`|[^#\r\n]+)?
-        \s*(?:\#.*)?$""",
-    re.MULTILINE | re.VERBOSE,
+    rf"{_BEGIN}[{_BLANKS}]*(?:export[{_BLANKS}]+)?(?P<key>[A-Za-z0-9_.-]+)(?:[{_BLANKS}]*=[{_BLANKS}]*?|:[{_BLANKS}]+?)"
+    rf"(?P<value>[{_BLANKS}]*'(?:\\'|[^'])*'|[{_BLANKS}]*\"(?:\\\"|[^\"])*\"|[{_BLANKS}]*`(?:\\`|[^`])*`|[^#\r\n]+)?"
+    rf"[{_BLANKS}]*(?:#[^{_ENDS}]*)?{_END}"
 )
+_NODE_BLANKS = re.compile(rf"\A[{_BLANKS}]+|[{_BLANKS}]+\Z")
+_NODE_QUOTES = re.compile(rf"{_BEGIN}(['\"`])([\s\S]*)\1{_END}")
 
 
 @dataclass(frozen=True)
@@ -40,31 +45,31 @@ def read_env_file(text: str, path: str) -> dict[str, str]:
     from dotenv.parser import parse_stream
 
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    ours: dict[str, str] = {}
+    ours: dict[str, str | None] = {}
     lines: dict[str, int] = {}
     for binding in parse_stream(io.StringIO(text)):
+        blank = len(binding.original.string) - len(binding.original.string.lstrip())
+        line = binding.original.line + binding.original.string.count("\n", 0, blank)
         if binding.error:
-            _refuse_if_wanted(binding.original.string, path, binding.original.line)
-        elif binding.key in WANTED and binding.value is not None:
-            _refuse_expansion(binding.value, path, binding.original.line)
-            ours[binding.key], lines[binding.key] = binding.value, binding.original.line
+            _refuse_if_wanted(binding.original.string, path, line)
+        elif binding.key in WANTED:
+            _refuse_expansion(binding.value or "", path, line)
+            ours[binding.key], lines[binding.key] = binding.value, line
     nodes = _as_node_reads(text)
     for key in WANTED:
         if ours.get(key) != nodes.get(key):
             raise _ambiguous(path, lines.get(key) or _line_of(text, key))
-    return {key: value for key, value in ours.items() if value.strip()}
+    return {key: value for key, value in ours.items() if value and value.strip()}
 
 
 def _as_node_reads(text: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for match in _NODE_LINE.finditer(text):
-        raw = (match["value"] or "").strip()
-        quote = raw[:1]
-        if len(raw) > 1 and quote in "'\"`" and raw.endswith(quote):
-            raw = raw[1:-1]
-            if quote == '"':
-                raw = raw.replace("\\n", "\n").replace("\\r", "\r")
-        values[match["key"]] = raw
+        raw = _NODE_BLANKS.sub("", match["value"] or "")
+        value = _NODE_QUOTES.sub(r"\2", raw)
+        if raw.startswith('"'):
+            value = value.replace("\\n", "\n").replace("\\r", "\r")
+        values[match["key"]] = value
     return values
 
 
@@ -119,7 +124,7 @@ def choose(
     chosen = in_file or in_environ
     if chosen is None:
         looked = {"file": env_file_name, "environment": "the environment"}.get(
-            source, f"{env_file_name} and the environment"
+            source, f"{env_file_name} or the environment"
         )
         raise Refused(
             f"No database is configured: there is no DATABASE_URL in {looked}.",

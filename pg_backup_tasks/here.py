@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
-import re
 import shutil
 import stat
 import subprocess
@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from functools import cached_property
 from pathlib import Path
 
-from . import bulk, process, shell
+from . import bulk, machine, process, shell, signals
 from .archive import DamagedError
 from .errors import Failed
 from .machine import CommandError, Derived, Done, Entry, Examined, Job, Load, Progress, Session
@@ -71,8 +71,6 @@ class Here:
         dump = SqlDump(codec)
         file = bulk.Hashing(plain) if plain else None
         packer = bulk.Packer(packed) if packed else None
-        plain_digest: Digest | None = None
-        packed_digest: Digest | None = None
         try:
             with self._reading(reader, archive, writer) as job:
                 for data in bulk.chunks(job.output, self._cancelled):
@@ -82,9 +80,13 @@ class Here:
                         file.write(data)
                     dump.feed(data)
                 job.check()
-        finally:
-            packed_digest = packer.close() if packer else None
-            plain_digest = file.close() if file else None
+        except BaseException:
+            for unfinished in (packer, file):
+                if unfinished:
+                    unfinished.abandon()
+            raise
+        packed_digest = packer.close() if packer else None
+        plain_digest = file.close() if file else None
         return Derived(dump.rows, dump.complete, plain_digest, packed_digest)
 
     @contextmanager
@@ -94,18 +96,19 @@ class Here:
             with process.Process(reader, standard_input=archive, output=True) as job:
                 yield job
             return
-        out, into = os.pipe()
+        out, into = _pipe()
         with ExitStack() as stack:
             source = os.fdopen(into, "wb", buffering=0)
+            feeder = threading.Thread(target=self._follow, args=(archive, writer, source))
+            feeder.start()
+            # Joined after the reader's end: until then the feeder may be stuck in what nobody reads any more.
+            stack.callback(feeder.join)
             try:
                 job = stack.enter_context(
                     process.Process(reader, standard_input=f"/dev/fd/{out}", output=True, pass_fds=(out,))
                 )
             finally:
                 os.close(out)
-            feeder = threading.Thread(target=self._follow, args=(archive, writer, source))
-            feeder.start()
-            stack.callback(feeder.join)
             yield job
 
     def _follow(self, path: str, writer: Job, into: io.FileIO) -> None:
@@ -119,7 +122,7 @@ class Here:
                 bulk.write_all(into, data)
 
     def load(self, load: Load, progress: Progress) -> Done:
-        out, into = os.pipe()
+        out, into = _pipe()
         with ExitStack() as stack:
             target = os.fdopen(into, "wb", buffering=0)
             stack.callback(_close_quietly, target)
@@ -144,6 +147,7 @@ class Here:
             skip_restrict=load.skip_restrict,
             skip_owners=load.skip_owners,
             one_transaction=bool(load.before),
+            one_database=True,
         )
         bulk.write_all(target, load.before.encode())
         with ExitStack() as stack:
@@ -189,7 +193,8 @@ class Here:
         return format_of(head)
 
     def write(self, path: str, data: bytes) -> None:
-        temporary = f"{path}.new"
+        folder, name = os.path.split(path)
+        temporary = f"{folder}/.{name}.new"
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -198,7 +203,7 @@ class Here:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-        _sync(os.path.dirname(path))
+        _sync(folder)
 
     def make_folder(self, path: str) -> None:
         os.makedirs(path, mode=0o700, exist_ok=True)
@@ -210,6 +215,7 @@ class Here:
 
     def flush(self, paths: Sequence[str]) -> None:
         for path in paths:
+            signals.check()
             if not os.path.isdir(path):
                 os.chmod(path, 0o600)
             _sync(path)
@@ -240,20 +246,14 @@ class Here:
 
     @cached_property
     def _presence(self) -> str:
-        return f"{os.getpid()}|{'|'.join(self._identity(os.getpid()))}"
+        number = str(os.getpid())
+        return machine.presence(number, self._identity(number))
 
-    def _identity(self, pid: int) -> list[str]:
-        done = self.run(Command(("/bin/sh", "-c", shell.IDENTITY, "identity", str(pid))))
-        return done.out.split()
+    def _identity(self, number: str) -> list[str]:
+        return self.run(Command(("/bin/sh", "-c", shell.IDENTITY, "identity", number))).out.split()
 
     def alive(self, presence: str) -> bool:
-        number, *then = presence.split("|")
-        if not re.fullmatch(r"[0-9]+", number):
-            return True
-        now = self._identity(int(number))
-        if not then or not now or then[-1] != now[-1]:
-            return True  # another computer's, seen through a shared disk: not for us to say
-        return then == now
+        return machine.lives(presence, self._identity)
 
     def claim(self, path: str, text: str) -> bool:
         try:
@@ -273,6 +273,17 @@ class Here:
     def remove(self, path: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def _pipe() -> tuple[int, int]:
+    """Return the two ends of a pipe; the numbers below 10 are the guarding shell's to use."""
+    ends = os.pipe()
+    try:
+        out, into = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    finally:
+        for end in ends:
+            os.close(end)
+    return out, into
 
 
 def _entry(entry: os.DirEntry[str]) -> Entry:

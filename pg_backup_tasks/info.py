@@ -94,6 +94,16 @@ def decode(raw: bytes) -> Info | None:
     return info if info.version == VERSION else None
 
 
+def is_damaged(raw: bytes) -> bool:
+    """Whether *raw* was a document of ours once; the `.info` of the old scripts is plain text."""
+    return decode(raw) is None and (raw.lstrip()[:1] in (b"", b"{") or b'"sha256"' in raw)
+
+
+def with_proof(info: Info, restored: Restored) -> Info:
+    """Return the document with the proof that its backup restores."""
+    return msgspec.structs.replace(info, restored=restored)
+
+
 def as_json(value: Any) -> Any:
     """Return *value* as plain lists and dicts."""
     return msgspec.to_builtins(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from . import catalog, postgres, properties
 from .desk import Connection, Desk
-from .errors import Failed, Unreachable
+from .errors import Failed, TaskError, Unreachable
 from .info import DatabaseInfo
 from .machine import CommandError, Load
 from .model import Database, Format
@@ -19,8 +20,17 @@ from .url import elsewhere
 
 SCRATCH = "pg_backup_tasks_"
 MAINTENANCE = ("postgres", "template1")
+# The server itself waits five seconds for the end of a database's sessions.
+_PATIENCE = 6.0
 # What a dump's head sets that a server of before this version does not know.
 _SETTINGS_SINCE = {"transaction_timeout": 17}
+# What a server can lack, and how it comes by it.
+_MISSING = {
+    r'^role "[^"]*" does not exist': "create the role (create role NAME), then run it again",
+    r'^extension "[^"]*" is not available': "install the extension on the server, then run it again",
+    r"^out of shared memory": "raise max_locks_per_transaction on the server",
+    r"No space left on device": "make room where the server keeps its data",
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,8 @@ class Target:
     owned: bool = True
 
 
-def load(desk: Desk, backup: Backup, format_: Format, target: Target) -> dict[str, int] | None:
-    """Load a dump; return the rows of each table where the backup says how many there must be.
+def load(desk: Desk, backup: Backup, format_: Format, target: Target) -> None:
+    """Load a dump, and count each table where the backup says how many rows there must be.
 
     Raises Failed where psql refuses a statement, the file ends early, or a table has other rows than recorded.
     """
@@ -45,15 +55,14 @@ def load(desk: Desk, backup: Backup, format_: Format, target: Target) -> dict[st
     # The newest tools read every archive, and what they say that an older server does not know is left out.
     tools = postgres.any_tools(desk.tools)
     newer = frozenset(name for name, major in _SETTINGS_SINCE.items() if server.major < major)
-    path = backup.path(format_)
     command = postgres.psql_loading(tools, connection.database, server.options)
     job = Load(
         psql=command,
-        path=path,
+        path=backup.path(format_),
         codec=postgres.codec(backup.info.database.encoding if backup.info else "UTF8"),
         reader=postgres.print_sql(tools) if format_.is_archive else None,
         before="begin;\n" if target.whole else "",
-        after="commit;\n" if target.whole else "",
+        after=catalog.check_rows(backup.info.tables if backup.info else {}) + ("commit;\n" if target.whole else ""),
         skip_settings=newer,
         skip_restrict=not tools.knows_restrict,
         skip_owners=not target.owned,
@@ -73,8 +82,17 @@ def load(desk: Desk, backup: Backup, format_: Format, target: Target) -> dict[st
             raise postgres.explain(error, connection.database, "restore") from None
     if done.code:
         desk.report.note(done.err)
-        raise postgres.explain(CommandError(command, done), connection.database, "restore")
-    return backup.info.tables if backup.info else None
+        raise _refusal(CommandError(command, done), connection.database)
+
+
+def _refusal(error: CommandError, database: Database) -> TaskError:
+    """Return why psql did not take a dump."""
+    # With 3 psql was connected and a statement failed: whatever it says is said of the dump.
+    said = re.search(r"ERROR:\s+(?P<reason>.*)", error.done.err) if error.done.code == 3 else None
+    if not said:
+        return postgres.explain(error, database, "restore")
+    hints = (re.search(pattern, said["reason"]) and hint for pattern, hint in _MISSING.items())
+    return Failed(f"Cannot restore {database}: {said['reason'].rstrip('.')}.", hint=next(filter(None, hints), None))
 
 
 def _stream_size(backup: Backup, format_: Format) -> int:
@@ -82,14 +100,6 @@ def _stream_size(backup: Backup, format_: Format) -> int:
     if format_.is_archive and backup.info and (sql := backup.info.files.get(Format.SQL.extension)):
         return sql.bytes
     return backup.sizes[format_] * (3 if format_ is Format.DUMP else 1)
-
-
-def check_rows(connection: Connection, expected: dict[str, int]) -> None:
-    """Raise Failed, naming it, where a table has other rows than *expected*, or is not there."""
-    found = catalog.count_rows(connection.session, set(expected))
-    for table, rows in expected.items():
-        if found.get(table) != rows:
-            raise Failed(f"{table} has {found.get(table, 'no')} rows after the restore; the backup has {rows}.")
 
 
 def analyze(connection: Connection) -> None:
@@ -119,6 +129,8 @@ def create_beside(desk: Desk, connection: Connection, info: DatabaseInfo | None,
 
     A locale the server does not have gives way to the server's own, and that is said.
     """
+    # Before the mark is on it and after it is off, the session's name says whose it is.
+    connection.session.ask(f"set application_name to {literal(name)}")
     if info is None:
         connection.session.ask(f"create database {identifier(name)} template template0")
     else:
@@ -128,37 +140,61 @@ def create_beside(desk: Desk, connection: Connection, info: DatabaseInfo | None,
 
 
 def _create_like(desk: Desk, connection: Connection, info: DatabaseInfo, name: str) -> None:
-    if connection.session.attempt(properties.create(info, name, with_locale=True)) is None:
+    exact, *others = properties.creations(info, name, connection.server.major)
+    if connection.session.attempt(exact) is None:
         return
-    connection.session.ask(properties.create(info, name, with_locale=False))
-    desk.report.warn(
-        f"The server has no locale {info.locale or info.collate}; the new database sorts by the server's own."
-    )
+    for statement in others[:-1]:
+        if connection.session.attempt(statement) is None:
+            break
+    else:
+        connection.session.ask(others[-1])
+    desk.report.warn(f"The server has no locale {info.locale or info.collate}; the new database sorts another way.")
 
 
-def drop(connection: Connection, name: str) -> None:
+def drop(connection: Connection, name: str, patience: float | None = None) -> None:
     """Drop a database of ours, ending whatever still looks at it."""
-    connection.session.ask(f"drop database if exists {identifier(name)} with (force)")
+    connection.session.ask(_dropping(name), patience)
+
+
+def _dropping(name: str) -> str:
+    return f"drop database if exists {identifier(name)} with (force)"
+
+
+def discard(desk: Desk, connection: Connection, name: str) -> None:
+    """Drop a database of ours after a failure; what cannot be dropped soon, a later run drops."""
+    try:
+        connection.session.ask("rollback", _PATIENCE)
+        drop(connection, name, _PATIENCE)
+    except CommandError as error:
+        desk.report.note(f"{name} is still there: {error.done.err}")
 
 
 def clear_scratch(desk: Desk, connection: Connection) -> None:
     """Drop the databases that dead runs of ours were filling."""
     sql = (
-        "select coalesce(json_agg(json_build_array(datname, shobj_description(oid, 'pg_database'))), '[]') "
-        f"from pg_database where datname like {literal(SCRATCH.replace('_', chr(92) + '_') + '%')}"
+        "select coalesce(json_agg(json_build_array(datname, shobj_description(oid, 'pg_database'), "
+        "exists(select from pg_stat_activity where application_name = datname))), '[]') "
+        # Exactly the names we give: whoever calls a database of theirs after us keeps it.
+        f"from pg_database where datname ~ {literal(f'^{SCRATCH}[0-9a-f]{{8}}$')}"
     )
-    for name, comment in catalog.answer(connection.session, sql):
-        presence = (comment or "").removeprefix(SCRATCH)
-        if comment and comment.startswith(SCRATCH) and not desk.machine.alive(presence):
-            drop(connection, name)
+    for name, comment, in_use in catalog.answer(connection.session, sql):
+        mark = (comment or "").removeprefix(SCRATCH)
+        abandoned = not in_use or (mark != comment and not desk.machine.alive(mark))
+        # Another user's is for that user to drop.
+        if abandoned and connection.session.attempt(_dropping(name)) is None:
             desk.report.say(f"Dropped {name}, which an earlier run had not finished filling.")
 
 
-def apply_properties(desk: Desk, connection: Connection, info: DatabaseInfo, name: str) -> None:
-    """Give database *name* its recorded owner, grants, settings and comment; say what could not be given."""
+def apply_properties(
+    desk: Desk, connection: Connection, info: DatabaseInfo, name: str, now: DatabaseInfo | None = None
+) -> None:
+    """Give database *name* its recorded owner, grants, settings and comment; say what could not be given.
+
+    *now* is what it has, None for a database just made.
+    """
     roles = catalog.role_names(connection.session)
     if missing := properties.missing_roles(info, roles):
         desk.report.warn(f"The server has no role {', '.join(missing)}; what was theirs is left out.")
-    for statement in properties.statements(info, name, roles):
+    for statement in properties.statements(info, name, roles, now):
         if connection.session.attempt(statement.sql) is not None:
             desk.report.warn(f"The server does not let this user set {statement.what}.")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+from . import signals
 from .errors import Locked
 from .machine import Machine
 
@@ -37,6 +38,11 @@ class Holder:
         since, _, task = rest.partition(" ")
         return cls(presence, task or "something", since or "an unknown time")
 
+    @property
+    def host(self) -> str:
+        """The computer it is on; only there can be told whether it lives."""
+        return self.presence.rpartition("|")[2]
+
     def __str__(self) -> str:
         return f"{self.presence} {self.since} {self.task}"
 
@@ -52,57 +58,65 @@ def hold(
     """Hold *folder*'s lock for this block, waiting up to *wait* seconds for it; raise Locked if it is taken."""
     me = Holder(machine.presence(), task, clock().strftime("%Y-%m-%dT%H:%M:%SZ"))
     deadline = time.monotonic() + wait
-    while holder := _try(machine, folder, me):
-        if time.monotonic() >= deadline:
-            raise Locked(
-                f"{holder.task} has been at work in {folder} since {holder.since}.",
-                hint="--wait SECONDS waits for it",
-            )
-        time.sleep(_AGAIN)
     try:
+        while holder := _try(machine, folder, me):
+            if time.monotonic() >= deadline:
+                raise _locked(folder, holder, me)
+            signals.sleep(_AGAIN)
+        _sweep(machine, folder)
         yield
     finally:
         _release(machine, folder, me)
 
 
+def _locked(folder: str, holder: Holder, me: Holder) -> Locked:
+    if holder.host == me.host:
+        where, hint = "", "--wait SECONDS waits for it"
+    else:
+        # Nobody here can tell whether it lives.
+        where = f" on {holder.host}" if holder.host else ""
+        hint = f"--wait SECONDS waits for it; if nothing is at work there any more, remove {folder}/{FILE}*"
+    return Locked(f"{holder.task} has been at work in {folder}{where} since {holder.since}.", hint=hint)
+
+
 def _try(machine: Machine, folder: str, me: Holder) -> Holder | None:
     """Take the lock, or return who has it."""
-    path = f"{folder}/{FILE}"
     while True:
-        last, end = _end_of_chain(machine, path)
-        if last is not None and str(last) == str(me):
-            return None
-        if last is not None and machine.alive(last.presence):
-            return last
+        chain, end = _chain(machine, folder)
+        if chain and machine.alive(chain[-1][1].presence):
+            return chain[-1][1]
         if machine.claim(end, str(me)):
             # Only a walk from the start shows that the chain still was whole when our link was added.
-            confirmed, _ = _end_of_chain(machine, path)
-            if confirmed is not None and str(confirmed) == str(me):
+            chain, _ = _chain(machine, folder)
+            if chain and chain[-1][1] == me:
                 return None
             machine.remove(end)
 
 
-def _end_of_chain(machine: Machine, path: str) -> tuple[Holder | None, str]:
-    """Return the last holder, and the name the link after it would have."""
-    last, following = None, path
+def _chain(machine: Machine, folder: str) -> tuple[list[tuple[str, Holder]], str]:
+    """Return every link from the first on with its holder, and the name the next one would have."""
+    links: list[tuple[str, Holder]] = []
+    path = following = f"{folder}/{FILE}"
     while (text := machine.claimed(following)) is not None:
-        last = Holder.parse(text)
-        following = f"{path}.{_short(text)}"
-    return last, following
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+        links.append((following, Holder.parse(text)))
+        following = f"{path}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return links, following
 
 
 def _release(machine: Machine, folder: str, me: Holder) -> None:
-    path = f"{folder}/{FILE}"
-    links, following = [], path
-    while (text := machine.claimed(following)) is not None:
-        links.append(following)
-        if text == str(me):
-            # The first link goes first: without it nobody looks at the others.
-            for link in links:
-                machine.remove(link)
-            return
-        following = f"{path}.{_short(text)}"
+    links, _ = _chain(machine, folder)
+    holders = [holder for _, holder in links]
+    # The first link goes first: without it nobody looks at the others.
+    for path, _ in links[: holders.index(me) + 1] if me in holders else ():
+        machine.remove(path)
+
+
+def _sweep(machine: Machine, folder: str) -> None:
+    """Remove the links no chain leads to any more, left by who died just then; only under the lock."""
+    whole = {path for path, _ in _chain(machine, folder)[0]}
+    for entry in machine.entries(folder) or []:
+        path = f"{folder}/{entry.name}"
+        if not entry.name.startswith(f"{FILE}.") or path in whole or entry.target is None:
+            continue
+        if not machine.alive(Holder.parse(entry.target).presence):
+            machine.remove(path)

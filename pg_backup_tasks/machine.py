@@ -92,8 +92,11 @@ class Job(Protocol):
 class Session(Protocol):
     """psql with a connection held open; leaving its `with` block ends both."""
 
-    def ask(self, sql: str) -> str:
-        """Run *sql* and return what it printed; raise CommandError where the server refuses it."""
+    def ask(self, sql: str, patience: float | None = None) -> str:
+        """Run *sql* and return what it printed; raise CommandError where the server refuses it.
+
+        With *patience* the session ends, and so does the waiting, after so many seconds.
+        """
         ...
 
     def attempt(self, sql: str) -> str | None:
@@ -210,3 +213,22 @@ class Machine(Protocol):
     def cancel(self) -> None:
         """Let what works in the background end soon; nothing is asked of this machine's dumps afterwards."""
         ...
+
+
+def presence(number: str, identity: Sequence[str]) -> str:
+    """Return who holds what we lock: a process's *number*, and what tells it from others that had that number."""
+    return "|".join((number, *identity))
+
+
+def lives(presence: str, identify: Callable[[str], list[str]]) -> bool:
+    """Whether a process that said who it is still lives, or cannot be told to be dead.
+
+    *identify* says it again: what tells the process from others, then the boot and the computer's name.
+    """
+    number, *then = presence.split("|")
+    if not number.isdecimal() or not number.isascii():
+        return True
+    now = identify(number)
+    if not then or not now or then[-1] != now[-1]:
+        return True  # another computer's, seen through a shared disk: not for us to say
+    return then == now

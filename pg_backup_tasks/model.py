@@ -88,7 +88,7 @@ class BackupName:
     at: datetime
     type: str
 
-    _PATTERN = re.compile(r"backup_(?P<type>[a-z0-9_]+)_(?P<stamp>[0-9]{8}_[0-9]{6})")
+    _PATTERN = re.compile(r"backup_(?P<type>[a-z0-9_]+)_(?P<stamp>[1-9][0-9]{7}_[0-9]{6})")
 
     @classmethod
     def parse(cls, text: str) -> BackupName | None:

@@ -14,6 +14,9 @@ from .model import Command, Database
 
 # A connection that a firewall dropped silently is noticed within a minute, not after TCP's two hours.
 _KEEPALIVES = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+_PSQL_SCRIPT_ERROR = 3
+# Where Python has another name for what PostgreSQL calls an encoding.
+_CODECS = {"SQL_ASCII": "utf-8", "UHC": "cp949", "KOI8R": "koi8_r", "KOI8U": "koi8_u"}
 # psql knows \restrict since these minor releases (August 2025).
 _RESTRICT_SINCE = {13: 22, 14: 19, 15: 14, 16: 10, 17: 6}
 
@@ -148,7 +151,7 @@ def codec(encoding: str) -> str:
     """Return Python's codec for a PostgreSQL encoding; Latin-1, which never fails, where there is none."""
     name = re.sub(r"^WIN", "cp", encoding)
     try:
-        return codecs.lookup({"SQL_ASCII": "utf-8", "UHC": "cp949"}.get(name, name)).name
+        return codecs.lookup(_CODECS.get(name, name)).name
     except LookupError:
         return "latin-1"
 
@@ -167,7 +170,11 @@ def identifier(name: str) -> str:
 def explain(error: CommandError, database: Database, doing: str) -> TaskError:
     """Return what a failed PostgreSQL command means for the user; *doing* as in `dump`."""
     said = _redact(error.done.err, database)
+    # What the statements of a dump run into is no word about the way in.
+    inside = error.command.program == "psql" and error.done.code == _PSQL_SCRIPT_ERROR
     for pattern, kind, message, hint in _MEANINGS:
+        if inside and kind is Unreachable:
+            continue
         if match := re.search(pattern, said):
             names = {"database": database, "name": database.name, "doing": doing}
             words = {k: v for k, v in match.groupdict().items() if v}
@@ -226,22 +233,23 @@ _MEANINGS: tuple[tuple[str, type[TaskError], str, str], ...] = (
         "add a line for this host, user and database to pg_hba.conf",
     ),
     (
-        r"LOCK TABLE|canceling statement due to lock timeout",
-        Failed,
-        "Another session holds a lock on a table of {database} for longer than the dump waits.",
-        "find it in pg_stat_activity, or raise INVOKE_DB_LOCK_TIMEOUT (seconds)",
-    ),
-    (
         r"affected by row-level security policy for table \"(?P<table>[^\n\"]*)\"",
         Failed,
         "Row-level security hides rows of {table} from this user, so a dump would not be whole.",
         "connect as the tables' owner or a role with BYPASSRLS",
     ),
     (
-        r"permission denied for (?:table|relation|sequence|schema|large object) (?P<object>[^\n]*)",
+        r"(?:denied for (?:table|relation|sequence|schema|large object)|data for sequence) \"?(?P<object>[^\n\";]*)",
         Failed,
         "This user may not read {object} in {name}, so a dump would not be whole.",
         "connect as the owner, or GRANT pg_read_all_data to the user",
+    ),
+    # pg_dump limits its LOCK TABLE as a statement.
+    (
+        r"canceling statement due to (?:lock timeout|statement timeout[^\n]*\n[^\n]*LOCK TABLE)",
+        Failed,
+        "Another session holds a lock on a table of {database} for longer than the dump waits.",
+        "find it in pg_stat_activity, or raise INVOKE_DB_LOCK_TIMEOUT (seconds)",
     ),
     (
         r"server version mismatch",

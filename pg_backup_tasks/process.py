@@ -6,18 +6,18 @@ import os
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Self
 
-from . import shell
+from . import shell, signals
 from .machine import CommandError, Done
 from .model import Command
 
 _LONGEST_SPEECH = 1 << 20
-_PATIENCE = 6.0
+_PATIENCE = 3.0
+_FAREWELL = 1.0
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -53,20 +53,18 @@ class Process:
         self._said = b""
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        self.send(shell.secret_lines(command))
+        self._write(shell.secret_lines(command))
 
     @property
-    def output(self) -> IO[bytes]:
+    def output(self) -> Output:
         """What the command prints."""
         assert self._popen.stdout is not None
-        return self._popen.stdout
+        return Output(self._popen.stdout)
 
     def send(self, data: bytes) -> None:
         """Write to the command's standard input; one that has ended is told nothing."""
-        assert self._popen.stdin is not None
-        with suppress(BrokenPipeError):
-            self._popen.stdin.write(data)
-            self._popen.stdin.flush()
+        with signals.waiting():
+            self._write(data)
 
     def poll(self) -> int | None:
         """Return the exit code, None while it is at work."""
@@ -74,7 +72,8 @@ class Process:
 
     def wait(self) -> Done:
         """Wait for the end; return the exit code and what it said on standard error."""
-        code = self._popen.wait()
+        with signals.waiting():
+            code = self._popen.wait()
         self._listener.join(_PATIENCE)
         return Done(code, "", self._said.decode("utf-8", "replace"))
 
@@ -84,16 +83,23 @@ class Process:
         if done.code:
             raise CommandError(self.command, done)
 
+    def dismiss(self, last_words: bytes) -> None:
+        """Let the command end by itself, if it does so soon; signals have to wait."""
+        self._write(last_words)
+        self._wait_a_little(_FAREWELL)
+
     def stop(self) -> None:
         """End the command and whatever it started."""
-        self._close_input()
         self._signal(signal.SIGTERM)
-        deadline = time.monotonic() + _PATIENCE
-        while self._group_lives() and time.monotonic() < deadline:
-            self._popen.poll()
-            time.sleep(0.01)
-        self._signal(signal.SIGKILL)
+        self._signal(signal.SIGCONT)
+        self._wait_a_little(_PATIENCE)
+        self.kill()
         self._popen.wait()
+        self._close_input()
+
+    def kill(self) -> None:
+        """End all of it at once; its output ends, and whoever waits for it goes on."""
+        self._signal(signal.SIGKILL)
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +123,16 @@ class Process:
             for line in stream:
                 self._said = (self._said + line)[-_LONGEST_SPEECH:]
 
+    def _wait_a_little(self, seconds: float) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(seconds)
+
+    def _write(self, data: bytes) -> None:
+        assert self._popen.stdin is not None
+        with suppress(BrokenPipeError):
+            self._popen.stdin.write(data)
+            self._popen.stdin.flush()
+
     def _close_input(self) -> None:
         assert self._popen.stdin is not None
         with suppress(BrokenPipeError):
@@ -126,12 +142,22 @@ class Process:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, signum)
 
-    def _group_lives(self) -> bool:
-        try:
-            os.killpg(self._popen.pid, 0)
-        except (ProcessLookupError, PermissionError):
-            return False
-        return True
+
+class Output:
+    """What a command prints; signals are let in while we wait for it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return *size* bytes, fewer only at the end; all there is if not told how many."""
+        with signals.waiting():
+            return self._stream.read(size)
+
+    def readline(self) -> bytes:
+        """Return a line with its end, nothing after the last."""
+        with signals.waiting():
+            return self._stream.readline()
 
 
 def run(command: Command) -> Done:
@@ -148,33 +174,63 @@ class PsqlSession:
     _MARK = "pg_backup_tasks: end of answer"
 
     def __init__(self, command: Command) -> None:
+        self._asked = 0
         self._process = Process(command, output=True, conversation=True)
 
-    def ask(self, sql: str) -> str:
-        """Run *sql*; return what it printed. Raises CommandError where the server refuses it."""
-        # A SELECT and not \echo: only after a query does psql flush what it prints.
-        return self._talk(f"{sql.rstrip().rstrip(';')};\nselect '{self._MARK}';\n")[0]
+    def ask(self, sql: str, patience: float | None = None) -> str:
+        """Run *sql*; return what it printed. Raises CommandError where the server refuses it.
+
+        With *patience* the session ends, and so does the waiting, after so many seconds.
+        """
+        with self._limited(patience):
+            # A SELECT and not \echo: only after a query does psql flush what it prints.
+            return self._talk(f"{sql.rstrip().rstrip(';')};\nselect '{self._next_mark()}';\n")[0]
 
     def attempt(self, sql: str) -> str | None:
         """Run *sql*; return None, or the server's error where it refuses, the session living on."""
         # psql sets ERROR after every query (PostgreSQL 11 and newer).
         _, verdict = self._talk(
-            f"\\set ON_ERROR_STOP off\n{sql.rstrip().rstrip(';')};\n\\set failed :ERROR\n"
-            "\\set ON_ERROR_STOP on\n"
-            f"select '{self._MARK}' || :'failed' || replace(:'LAST_ERROR_MESSAGE', E'\\n', ' ');\n"
+            "\\set ON_ERROR_STOP off\n\\set ON_ERROR_ROLLBACK on\n"
+            f"{sql.rstrip().rstrip(';')};\n\\set failed :ERROR\n"
+            "\\set ON_ERROR_STOP on\n\\set ON_ERROR_ROLLBACK off\n"
+            f"select '{self._next_mark()}' || :'failed' || replace(:'LAST_ERROR_MESSAGE', E'\\n', ' ');\n"
         )
         return verdict.removeprefix("true") if verdict.startswith("true") else None
+
+    def _next_mark(self) -> str:
+        # Numbered, so that the answer to a question that was interrupted is not taken for the next one's.
+        self._asked += 1
+        return self._mark
+
+    @property
+    def _mark(self) -> str:
+        return f"{self._MARK} {self._asked} "
 
     def _talk(self, text: str) -> tuple[str, str]:
         """Send *text*; return what was printed before the mark, and what stands behind it."""
         self._process.send(text.encode())
         lines: list[str] = []
-        for line in self._process.output:
+        while line := self._process.output.readline():
             printed = line.decode("utf-8", "replace")
-            if printed.startswith(self._MARK):
-                return "".join(lines).rstrip("\n"), printed.removeprefix(self._MARK).rstrip("\n")
+            if printed.startswith(self._mark):
+                return "".join(lines).rstrip("\n"), printed.removeprefix(self._mark).rstrip("\n")
             lines.append(printed)
+            if printed.startswith(self._MARK):
+                lines.clear()
         raise CommandError(self._process.command, self._process.wait())
+
+    @contextmanager
+    def _limited(self, patience: float | None) -> Iterator[None]:
+        if patience is None:
+            yield
+            return
+        timer = threading.Timer(patience, self._process.kill)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
 
     def __enter__(self) -> Self:
         return self
@@ -185,4 +241,7 @@ class PsqlSession:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is None:
+            # Whoever says goodbye is not called lost in the server's log.
+            self._process.dismiss(b"\\q\n")
         self._process.__exit__(kind, error, trace)

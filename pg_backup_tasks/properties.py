@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .info import DatabaseInfo
+from .info import DatabaseInfo, Setting
 from .postgres import identifier, literal
 
 _PRIVILEGES = {"C": "CREATE", "T": "TEMPORARY", "c": "CONNECT"}
 _ACL = re.compile(r'(?P<grantee>"(?:[^"]|"")*"|[^=]*)=(?P<privileges>[A-Za-z*]*)/')
+# What a database has that nobody granted anything on.
+_EVERYBODYS = ["=Tc/"]
 # These take a list; quoted as a whole, the list would become one name.
 _LISTS = frozenset(
     {
@@ -18,9 +20,9 @@ _LISTS = frozenset(
         "session_preload_libraries",
         "local_preload_libraries",
         "unix_socket_directories",
-        "DateStyle",
     }
 )
+_ELEMENT = re.compile(r'"(?:[^"]|"")*"|[^,\s"]+')
 
 
 @dataclass(frozen=True)
@@ -31,52 +33,68 @@ class Statement:
     what: str
 
 
-def create(info: DatabaseInfo, name: str, *, with_locale: bool) -> str:
-    """Return the CREATE DATABASE for an empty database like the one recorded."""
-    words = [f"create database {identifier(name)} template template0", f"encoding {literal(info.encoding)}"]
-    if with_locale:
-        words += [f"lc_collate {literal(info.collate)}", f"lc_ctype {literal(info.ctype)}"]
-        if info.locale_provider == "i" and info.locale:
-            words += ["locale_provider icu", f"icu_locale {literal(info.locale)}"]
-        elif info.locale_provider == "b" and info.locale:
-            words += ["locale_provider builtin", f"builtin_locale {literal(info.locale)}"]
-    return " ".join(words)
+def creations(info: DatabaseInfo, name: str, major: int) -> list[str]:
+    """Return CREATE DATABASE for an empty database like the one recorded, then what comes near it, best first.
+
+    *major* is the server's version.
+    """
+    base = f"create database {identifier(name)} template template0 encoding {literal(info.encoding)}"
+    libc = " locale_provider libc" if major >= 15 else ""
+    places = f" lc_collate {literal(info.collate)} lc_ctype {literal(info.ctype)}"
+    provided = {
+        "i": f" locale_provider icu icu_locale {literal(info.locale or '')}",
+        "b": f" locale_provider builtin builtin_locale {literal(info.locale or '')}",
+    }
+    # The server's own locale may be of another encoding; C goes with every one.
+    return [base + provided.get(info.locale_provider, libc) + places, base, f"{base}{libc} locale 'C'"]
 
 
-def statements(info: DatabaseInfo, name: str, roles: set[str]) -> list[Statement]:
+def statements(info: DatabaseInfo, name: str, roles: set[str], now: DatabaseInfo | None = None) -> list[Statement]:
     """Return what gives database *name* the recorded owner, comment, settings, limit and grants.
 
-    Whatever names a role that is not among *roles* is left out; `missing_roles` names those.
+    *now* is what it has, None for one just made. Whatever names a role that is not among *roles* is left out;
+    `missing_roles` names those.
     """
     target = identifier(name)
-    found = []
-    if info.comment is not None:
-        found.append(Statement(f"comment on database {target} is {literal(info.comment)}", "its comment"))
-    for setting in info.settings:
-        if setting.role is None:
-            found.append(
-                Statement(
-                    f"alter database {target} set {_assign(setting.name, setting.value)}", f"the setting {setting.name}"
-                )
-            )
-        elif setting.role in roles:
-            found.append(
-                Statement(
-                    f"alter role {identifier(setting.role)} in database {target} set "
-                    f"{_assign(setting.name, setting.value)}",
-                    f"the setting {setting.name} of {setting.role}",
-                )
-            )
-    if info.connection_limit != -1:
+    found = _settings(info, target, roles, now.settings if now else [])
+    if info.comment is not None or (now and now.comment is not None):
+        comment = "null" if info.comment is None else literal(info.comment)
+        found.append(Statement(f"comment on database {target} is {comment}", "its comment"))
+    if info.connection_limit != (now.connection_limit if now else -1):
         found.append(
             Statement(f"alter database {target} connection limit {info.connection_limit}", "its connection limit")
         )
-    if info.acl is not None:
-        found += _grants(info.acl, info.owner, target, roles)
+    if info.acl is not None or (now and now.acl is not None):
+        found += _grants(info, target, roles, now)
     # Last: whoever gives the database away may say nothing about it any more.
-    if info.owner in roles:
+    if info.owner in roles and not (now and now.owner == info.owner):
         found.append(Statement(f"alter database {target} owner to {identifier(info.owner)}", f"its owner {info.owner}"))
     return found
+
+
+def _settings(info: DatabaseInfo, target: str, roles: set[str], now: list[Setting]) -> list[Statement]:
+    found = []
+    wanted = {(s.role, s.name) for s in info.settings}
+    for setting in now:
+        if (setting.role, setting.name) not in wanted:
+            whose = _whose(setting, target)
+            found.append(Statement(f"{whose} reset {_parameter(setting.name)}", f"{setting.name} back"))
+    for setting in info.settings:
+        if setting not in now and (setting.role is None or setting.role in roles):
+            of = f" of {setting.role}" if setting.role else ""
+            found.append(
+                Statement(
+                    f"{_whose(setting, target)} set {_assign(setting.name, setting.value)}",
+                    f"the setting {setting.name}{of}",
+                )
+            )
+    return found
+
+
+def _whose(setting: Setting, target: str) -> str:
+    if setting.role is None:
+        return f"alter database {target}"
+    return f"alter role {identifier(setting.role)} in database {target}"
 
 
 def missing_roles(info: DatabaseInfo, roles: set[str]) -> list[str]:
@@ -86,17 +104,30 @@ def missing_roles(info: DatabaseInfo, roles: set[str]) -> list[str]:
     return sorted(named - roles)
 
 
+def _parameter(name: str) -> str:
+    return ".".join(map(identifier, name.split(".")))
+
+
 def _assign(name: str, value: str) -> str:
-    shown = identifier(name) if "." not in name else ".".join(map(identifier, name.split(".", 1)))
-    if name in _LISTS:
-        return f"{shown} to {value or literal('')}"
-    return f"{shown} to {literal(value)}"
+    if name not in _LISTS:
+        return f"{_parameter(name)} to {literal(value)}"
+    # Kept as one text, in which each element may be quoted as an identifier is.
+    elements = [_unquote(e) for e in _ELEMENT.findall(value)]
+    return f"{_parameter(name)} to {', '.join(map(literal, elements or ['']))}"
 
 
-def _grants(acl: list[str], owner: str, target: str, roles: set[str]) -> list[Statement]:
-    found = [Statement(f"revoke all on database {target} from public", "its grants")]
-    for grantee, privileges in _entries(acl):
-        if grantee == owner or (grantee and grantee not in roles):
+def _grants(info: DatabaseInfo, target: str, roles: set[str], now: DatabaseInfo | None) -> list[Statement]:
+    owner = now.owner if now else info.owner
+    strangers = {grantee for grantee, _ in _entries((now and now.acl) or []) if grantee not in ("", owner)}
+    found = [
+        Statement(f"revoke all on database {target} from {who} cascade", "its grants")
+        for who in ("public", *map(identifier, sorted(strangers & roles)))
+    ]
+    holder = identifier(now.owner) if now else "current_user"
+    for grantee, privileges in _entries(_EVERYBODYS if info.acl is None else info.acl):
+        if grantee == info.owner:
+            found += _taken_by_the_owner(target, holder, privileges)
+        if grantee == info.owner or (grantee and grantee not in roles):
             continue
         who = identifier(grantee) if grantee else "public"
         for letter, star in re.findall(r"([A-Za-z])(\*?)", privileges):
@@ -111,11 +142,17 @@ def _grants(acl: list[str], owner: str, target: str, roles: set[str]) -> list[St
     return found
 
 
+def _taken_by_the_owner(target: str, holder: str, privileges: str) -> list[Statement]:
+    """Return what takes from *holder*, the owner so far, what the owner has taken from itself."""
+    lacking = [word for letter, word in _PRIVILEGES.items() if letter not in privileges]
+    return [Statement(f"revoke {word} on database {target} from {holder}", "its grants") for word in lacking]
+
+
 def _entries(acl: list[str]) -> list[tuple[str, str]]:
     """Return (grantee, privilege letters) of each aclitem; an empty grantee is everybody."""
-    found = []
-    for item in acl:
-        if match := _ACL.match(item):
-            name = match["grantee"]
-            found.append((name[1:-1].replace('""', '"') if name.startswith('"') else name, match["privileges"]))
-    return found
+    matches = filter(None, map(_ACL.match, acl))
+    return [(_unquote(match["grantee"]), match["privileges"]) for match in matches]
+
+
+def _unquote(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name

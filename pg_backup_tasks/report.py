@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import logging.handlers
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from . import signals
 from .errors import Refused, TaskError
 from .model import Format
 
@@ -41,6 +43,9 @@ class Report:
         self._quiet = quiet
         self._log = _open_log(log) if log else None
         self._secrets: list[str] = []
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # As standard error does: a name that the terminal's encoding lacks is no reason to fail.
+            sys.stdout.reconfigure(errors="backslashreplace")
 
     def hide(self, secret: str) -> None:
         """Never show *secret* again, as it is or percent-encoded."""
@@ -81,7 +86,9 @@ class Report:
 
     def confirm(self, question: str) -> bool:
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+        with signals.waiting():
+            answer = sys.stdin.readline()
+        return answer.strip().lower() in ("y", "yes")
 
     def pick(self, backups: list[Backup]) -> Backup:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -91,14 +98,16 @@ class Report:
         console = _console(sys.stderr)
         console.print(_shelf(backups, datetime.now(UTC), numbered=True))
         choices = [str(i + 1) for i in range(len(backups))]
-        number = IntPrompt.ask("Which one", choices=choices, show_choices=False, console=console)
+        with signals.waiting():
+            number = IntPrompt.ask("Which one", choices=choices, show_choices=False, console=console)
         return backups[number - 1]
 
     # Results
 
     def document(self, value: Any) -> None:
         """Print one JSON document."""
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        utf8 = sys.stdout.encoding.lower() in ("utf-8", "utf8")
+        print(json.dumps(value, indent=2, ensure_ascii=not utf8))
 
     def error(self, error: TaskError) -> None:
         """Print what ended the run."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from time import monotonic
 
 from . import catalog, loading, verify
 from .desk import Connection, Desk
-from .errors import Failed, Refused
+from .errors import Failed, Refused, Unreachable
 from .loading import Target
 from .model import Database, Format
 from .postgres import identifier
@@ -63,7 +63,9 @@ def plan(desk: Desk, backup: Backup) -> str:
 
 
 def _refuse_damaged(desk: Desk, backup: Backup, format_: Format) -> None:
-    if backup.info is None:
+    if verify.info_is_damaged(desk, backup):
+        desk.report.warn(f"{backup.name}: its .info is damaged; restoring without what it knew.")
+    elif backup.info is None:
         desk.report.say(f"{backup.name}: no checksum known; read to its end instead.")
     if problems := verify.examine(desk, backup, format_):
         raise Failed(
@@ -74,15 +76,24 @@ def _refuse_damaged(desk: Desk, backup: Backup, format_: Format) -> None:
 
 @contextmanager
 def _present(desk: Desk, database: Database) -> Iterator[Connection | None]:
-    """Hold a session on the database, or None where the server says that there is none of that name."""
+    """Hold a session on the database, or None where its server has none of that name."""
+    with ExitStack() as stack:
+        connection: Connection | None = None
+        try:
+            connection = stack.enter_context(desk.connect(database))
+        except Unreachable:
+            # The server says why in its own language; whether the database is there is a question of its own.
+            if _exists(desk, database):
+                raise
+        else:
+            loading.clear_scratch(desk, connection)
+        yield connection
+
+
+def _exists(desk: Desk, database: Database) -> bool:
     with loading.maintenance(desk, database) as server:
         loading.clear_scratch(desk, server)
-        exists = catalog.database_exists(server.session, database.name)
-    if not exists:
-        yield None
-        return
-    with desk.connect(database) as connection:
-        yield connection
+        return catalog.database_exists(server.session, database.name)
 
 
 def _announce(desk: Desk, backup: Backup, format_: Format, database: Database, missing: bool) -> None:
@@ -100,8 +111,8 @@ def _into_empty(desk: Desk, backup: Backup, format_: Format, connection: Connect
     """Load in one transaction: the database stays empty unless everything arrives."""
     loading.load(desk, backup, format_, Target(connection, whole=True))
     if backup.info:
-        loading.check_rows(connection, backup.info.tables)
-        loading.apply_properties(desk, connection, backup.info.database, connection.database.name)
+        now, _ = catalog.describe(connection.session, connection.database)
+        loading.apply_properties(desk, connection, backup.info.database, connection.database.name, now)
     loading.analyze(connection)
 
 
@@ -115,17 +126,17 @@ def _into_new(desk: Desk, backup: Backup, format_: Format, database: Database) -
                 hint=f"let a superuser run: createdb --owner={server.server.user} {database.name}",
             )
         name = loading.scratch_name()
-        loading.create_beside(desk, server, described, name)
         try:
+            loading.create_beside(desk, server, described, name)
             with desk.connect(elsewhere(database, name)) as connection:
-                expected = loading.load(desk, backup, format_, Target(connection, whole=False))
-                if expected is not None:
-                    loading.check_rows(connection, expected)
+                loading.load(desk, backup, format_, Target(connection, whole=False))
                 loading.analyze(connection)
+            server.session.ask("begin")
             server.session.ask(f"comment on database {identifier(name)} is null")
             server.session.ask(f"alter database {identifier(name)} rename to {identifier(database.name)}")
+            if described:
+                loading.apply_properties(desk, server, described, database.name)
+            server.session.ask("commit")
         except BaseException:
-            loading.drop(server, name)
+            loading.discard(desk, server, name)
             raise
-        if described:
-            loading.apply_properties(desk, server, described, database.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -101,7 +102,7 @@ def _convert(name: str, value: Any, shown: str) -> Any:
             hint=f"its default is {FIELDS[name].default!r}",
         )
     if isinstance(converted, int) and not isinstance(converted, bool) and converted < 0:
-        raise Refused(f"The setting {shown} cannot be negative.")
+        raise Refused(f"The setting {shown} cannot be negative.", hint=f"its default is {FIELDS[name].default!r}")
     return converted
 
 
@@ -115,7 +116,7 @@ def _as_kind(kind: Any, value: Any) -> Any:
         return value if isinstance(value, bool) else None
     if kind is int:
         if isinstance(value, str):
-            return int(value) if value.isascii() and value.lstrip("-").isdigit() else None
+            return int(value) if re.fullmatch(r"-?[0-9]{1,9}", value) else None
         return value if isinstance(value, int) and not isinstance(value, bool) else None
     if typing.get_origin(kind) is Literal:
         return value if value in typing.get_args(kind) else None

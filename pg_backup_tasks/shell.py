@@ -22,35 +22,52 @@ unset value
 """
 
 # Standard input is the lifeline: when it closes, whoever asked for the command is gone, and so is the command.
+# TERM is for the command alone: the shell stays to see its end, so that the shell's end is the end of all. What
+# some shells say of a command that a signal ended is no word of the command's.
 # Arguments: how many secrets, their names, the file that is the command's standard input, the command.
 GUARD = (
     _SECRETS
     + r"""
 input=$1; shift
-exec 3<&0
-"$@" <"$input" 3<&- &
+exec 3<&0 4>&2 2>/dev/null
+"$@" 3<&- 2>&4 4>&- <"$input" &
 child=$!
+trap '' TERM
 {
   while IFS= read -r _; do :; done
-  trap '' TERM
   kill -TERM 0
-  for _ in 1 2 3 4 5; do
-    kill -0 "$child" || exit 0
-    sleep 1
-  done
+  kill -CONT 0
+  (trap - TERM; exec sleep 3)
   kill -KILL 0
-} <&3 >/dev/null 2>&1 &
+} <&3 >/dev/null 4>&- &
 watch=$!
-exec 3<&-
+exec 3<&- 4>&-
 wait "$child"
 code=$?
-kill -KILL "$watch" 2>/dev/null
+kill -KILL "$watch"
+kill -TERM 0
+wait "$watch"
 exit "$code"
 """
 )
 
-# The command reads standard input itself and ends with it. Arguments: how many secrets, their names, the command.
-SESSION = _SECRETS + 'exec "$@"\n'
+# The command reads what we say on standard input, and ends with it at once: a client that waits for its server's
+# answer would not notice the end of its input. Arguments: how many secrets, their names, the command.
+SESSION = (
+    _SECRETS
+    + r"""
+trap '' TERM
+exec 4>&2 2>/dev/null
+{ trap - TERM; cat; kill -KILL 0; } 4>&- | {
+  trap - TERM
+  "$@" 2>&4 4>&-
+  code=$?
+  trap '' TERM
+  kill -TERM 0
+  exit "$code"
+}
+"""
+)
 
 # Goes on to its end whatever becomes of us: a backup is published whole or not at all.
 # Arguments: any number of `move FROM TO`, `link TARGET NAME`, `remove NAME`.
@@ -63,7 +80,8 @@ while [ $# -gt 0 ]; do
     mv -- "$2" "$3" || exit 1
     shift 3 ;;
   link)
-    rm -f -- "$3.new" && ln -s -- "$2" "$3.new" && mv -f -- "$3.new" "$3" || exit 1
+    new=${3%/*}/.${3##*/}.new
+    rm -f -- "$new" && ln -s -- "$2" "$new" && mv -f -- "$new" "$3" || exit 1
     shift 3 ;;
   remove)
     rm -f -- "$2" || exit 1
@@ -95,10 +113,13 @@ exit 0
 # Prints who a process is, so that another with the same number is not taken for it: when it began (in clock ticks
 # where there is a /proc, else as ps says) and the boot it belongs to. Nothing for a dead one. Argument: its number.
 IDENTITY = r"""
-if [ -r "/proc/$1/stat" ]; then
-  line=$(cat "/proc/$1/stat" 2>/dev/null) || exit 0
+if [ -r /proc/self/stat ]; then
+  line=$(cat "/proc/$1/stat" 2>/dev/null)
   set -- ${line##*) }
-  [ "$1" = Z ] || [ "$1" = X ] || printf '%s\n' "${20}"
+  case ${1:-X} in
+  Z | X) ;;
+  *) printf '%s\n' "${20}" ;;
+  esac
 else
   LC_ALL=C TZ=UTC ps -o lstart= -p "$1" 2>/dev/null | tr -s ' ' _
 fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,10 +11,12 @@ from pathlib import PurePosixPath
 from . import info as info_
 from .errors import Refused
 from .info import Info
-from .machine import Entry, Machine
+from .machine import CommandError, Entry, Machine
 from .model import INFO, BackupName, Format, latest_link, parse_type, split_file
 
 PARTIAL = ".partial_"
+_CLEARED = ".cleared_"
+_TEMPORARY = re.compile(r"\.backup_.*\.new")
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Store:
         Raises Refused where there is none, or the word could be an option that went astray.
         """
         if word.startswith("-") or not word:
-            raise Refused(f"{word!r} is no backup.", hint="inv --help db.restore (options come after BACKUP)")
+            raise Refused(f"{word!r} is no backup.", hint="inv --help db.TASK (options come after BACKUP)")
         if word == "latest" or word.startswith("latest:"):
             return self._latest(parse_type(word.removeprefix("latest:")) if ":" in word else None)
         if word == "pick":
@@ -195,20 +198,31 @@ class Store:
 
     def clear_remains(self) -> list[str]:
         """Remove what dead runs left, returning the backups they did not finish; only under the lock."""
-        unfinished = []
-        entries = self._entries()
-        for entry in entries:
+        for entry in self._entries():
             name = BackupName.parse(entry.name.removeprefix(PARTIAL))
-            if not entry.name.startswith(PARTIAL) or name is None:
-                continue
-            files = [e.name for e in entries if (p := split_file(e.name)) and p[0] == name]
-            if f"{name}{INFO}" not in files:
-                # A machine that died while it published left some final names and no proof.
-                for file in files:
-                    self.machine.remove(f"{self.folder}/{file}")
-                unfinished.append(str(name))
-            self.machine.remove_tree(f"{self.folder}/{entry.name}")
-        return unfinished
+            if entry.name.startswith(PARTIAL) and name:
+                self._withhold(name)
+            elif _TEMPORARY.fullmatch(entry.name):
+                self.machine.remove(f"{self.folder}/{entry.name}")
+        entries = self._entries()
+        cleared = [BackupName.parse(e.name.removeprefix(_CLEARED)) for e in entries if e.name.startswith(_CLEARED)]
+        return [str(name) for name in cleared if name and not self._clear(name, entries)]
+
+    def _withhold(self, name: BackupName) -> None:
+        """Let what still publishes a backup, though its run is dead, find nothing there any more."""
+        aside = f"{self.folder}/{_CLEARED}{name}"
+        self.machine.remove_tree(aside)
+        self.machine.publish([("move", f"{self.folder}/{PARTIAL}{name}", aside)])
+
+    def _clear(self, name: BackupName, entries: list[Entry]) -> bool:
+        """Remove what is left of a backup's making; return whether it had been finished."""
+        files = [e.name for e in entries if (p := split_file(e.name)) and p[0] == name]
+        finished = f"{name}{INFO}" in files
+        # Without the proof, what published it ended in the middle.
+        for file in () if finished else files:
+            self.machine.remove(f"{self.folder}/{file}")
+        self.machine.remove_tree(f"{self.folder}/{_CLEARED}{name}")
+        return finished
 
 
 @dataclass(frozen=True)
@@ -235,8 +249,19 @@ class Staging:
         """Give every file its final name, `.info` last, and point `latest` at them; whole or not at all."""
         machine, folder = self.store.machine, self.store.folder
         moves = [("move", self.file(e), f"{folder}/{self.name}{e}") for e in self._extensions]
-        machine.publish([*moves, *self._links()])
+        try:
+            machine.publish([*moves, *self._links()])
+        except CommandError:
+            self._withdraw()
+            raise
         machine.flush([folder])
+
+    def _withdraw(self) -> None:
+        """Take back the names given, unless all are."""
+        unmoved = {e.name for e in self.store.machine.entries(self.path) or []}
+        for extension in self._extensions if unmoved else ():
+            if f"{self.name}{extension}" not in unmoved:
+                self.store.machine.remove(f"{self.store.folder}/{self.name}{extension}")
 
     @property
     def _extensions(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from urllib.parse import unquote_to_bytes
 
 from .errors import Refused
 from .model import Database
@@ -80,15 +81,15 @@ def parse(url: str, source: str) -> Parsed:
     Raises Refused, without any part of the URL, for whatever is not certain to mean one database.
     """
     refuse = _Refusal(source)
-    scheme, separator, rest = url.strip().partition("://")
+    scheme, separator, rest = url.strip(" \t\r\n").partition("://")
     if not separator or scheme not in ("postgres", "postgresql"):
         raise refuse("does not start with postgresql://", "postgresql://user:password@host:5432/name")
     if re.search(r"[\x00-\x20\x7f#\\]", rest):
         raise refuse("has a blank, # or backslash in it", ENCODE)
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
-    if authority.count("@") > 1 or "@" in path or ("@" in query and "@" not in authority):
-        raise refuse("has an @ or / in its user or password that is not percent-encoded", ENCODE)
+    if authority.count("@") > 1 or "@" in path or "@" in query:
+        raise refuse("has an @, / or ? in its user, password or parameters that is not percent-encoded", ENCODE)
     userinfo, _, hostport = authority.rpartition("@")
     if "/" in path:
         raise refuse("names no single database after its host", ENCODE)
@@ -112,7 +113,8 @@ def same_database(one: Database, other: Database) -> bool:
 
 
 def _place(database: Database) -> str:
-    host = database.host.lower()
+    # As in libpq, hostaddr says where to connect, and host only whom to expect there.
+    host = dict(database.parameters).get("hostaddr") or database.host.lower()
     return "localhost" if host in LOOPBACK else host
 
 
@@ -129,11 +131,10 @@ class _Refusal:
         """Return *text* with its percent-encoding resolved, strictly as libpq does it."""
         if re.search(r"%(?![0-9a-fA-F]{2})", text):
             raise self("has a % that begins no percent-encoding", ENCODE)
-        raw = re.sub(rb"%([0-9a-fA-F]{2})", lambda m: bytes([int(m[1], 16)]), text.encode("utf-8", "replace"))
         try:
-            decoded = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            raise self("has percent-encoding that is not UTF-8", ENCODE) from None
+            decoded = unquote_to_bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8")
+        except UnicodeError:
+            raise self("is not UTF-8 once its percent-encoding is resolved", ENCODE) from None
         if re.search(r"[\x00-\x1f\x7f]", decoded):
             raise self("has a control character in it", ENCODE)
         return decoded
@@ -188,7 +189,7 @@ def _database(found: dict[str, str], parameters: tuple[tuple[str, str], ...], re
     if "," in found["host"]:
         raise refuse("names several hosts", "the one host to work on")
     port = found["port"] or "5432"
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise refuse("has a port that is no number from 1 to 65535", ENCODE)
     if not found["dbname"]:
         raise refuse("names no database", "postgresql://user:password@host:5432/name")

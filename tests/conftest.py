@@ -16,12 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from pg_backup_tasks.embedded import EmbeddedServer, find_bins
+
+pytest.register_assert_rewrite("aftermath")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 IN_CI = bool(os.environ.get("CI"))
+# How long an example takes says something of the machine, not of the code; in CI the same are tried each time.
+hypothesis_settings.register_profile(
+    "ours", deadline=None, derandomize=IN_CI, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("ours")
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 
 TASKS = """\
@@ -56,7 +65,7 @@ class Server:
         source = ["--file", str(file)] if file else ["--command", sql]
         done = subprocess.run(
             [str(self.embedded.bin / "psql"), "-XAtq", "--set=ON_ERROR_STOP=1", *source],
-            env={**clean_environ(), **self.embedded.environment(database)},
+            env=self._environment(database),
             capture_output=True,
             text=True,
             check=False,
@@ -64,6 +73,10 @@ class Server:
         if done.returncode:
             raise AssertionError(f"psql: {done.stderr}")
         return done.stdout.strip()
+
+    def _environment(self, database: str) -> dict[str, str]:
+        # Python reads and writes UTF-8, whatever the database is in.
+        return {**clean_environ(), **self.embedded.environment(database), "PGCLIENTENCODING": "UTF8"}
 
     def sessions(self, database: str) -> int:
         """Return how many sessions are on a database."""
@@ -75,7 +88,7 @@ class Server:
             [str(self.embedded.bin / "pg_dump"), "--schema-only", "--restrict-key=x"]
             if self.major >= 17
             else [str(self.embedded.bin / "pg_dump"), "--schema-only"],
-            env={**clean_environ(), **self.embedded.environment(database)},
+            env=self._environment(database),
             capture_output=True,
             text=True,
             check=True,
@@ -100,7 +113,7 @@ class Server:
         }
         found["sequences"] = self.sql(
             "select coalesce(string_agg(schemaname || '.' || sequencename || '=' || coalesce(last_value::text, '-'),"
-            " ' ' order by 1), '') from pg_sequences",
+            " ' ' order by schemaname, sequencename), '') from pg_sequences",
             database,
         )
         found["large objects"] = self.sql(
