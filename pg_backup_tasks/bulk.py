@@ -22,6 +22,8 @@ from .sqltext import SqlDump
 CHUNK = archive.CHUNK
 _PACKED_AHEAD = 32
 _GZIP = 31  # zlib's window bits for a gzip header around deflate
+# A thousand times as much may come out of a chunk as went in.
+_UNPACKED_AT_ONCE = 1 << 20
 _LEVEL = 2  # as quick as level 1 and 3 % smaller
 
 

@@ -146,7 +146,7 @@ def _take(run: _Run, type_: str, description: str, formats: str, wait: str) -> I
     told = os.fsencode(description).decode("utf-8", "replace")
     order = workflow.Order(parse_type(type_), told, parse_formats(formats), _seconds(wait))
     if run.dry:
-        run.report.say(workflow.plan(run.desk, order))
+        run.report.planned(workflow.plan(run.desk, order))
         return None
     taken = workflow.take(run.desk, order)
     run.report.taken(taken)
@@ -206,7 +206,7 @@ def restore(c: Context, backup: str, force: bool = False, wait: str = "0", json:
 
         found, seconds = run.find(backup), _seconds(wait)
         if run.dry:
-            run.report.say(workflow.plan(run.desk, found))
+            run.report.planned(workflow.plan(run.desk, found))
             return None
         result = workflow.restore(run.desk, found, force=force, interactive=sys.stdin.isatty(), wait=seconds)
         run.report.restored(result)
@@ -245,7 +245,7 @@ def verify(
         seconds = _seconds(wait)
         found = run.desk.store.some() if backup == "all" else [run.find(backup)]
         if run.dry:
-            run.report.say(f"Would verify {', '.join(b.name for b in found)}.")
+            run.report.planned(f"Would verify {', '.join(b.name for b in found)}.")
             return []
         verdicts = _judge(run.desk, found, restore, seconds)
         run.report.verdicts(verdicts)

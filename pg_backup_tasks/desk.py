@@ -13,7 +13,7 @@ from typing import Protocol
 from . import catalog, environment, lock, postgres
 from .catalog import Server
 from .environment import Choice
-from .errors import Failed
+from .errors import Failed, Refused
 from .machine import CommandError, Machine, Session
 from .model import Database
 from .postgres import Tools
@@ -133,6 +133,11 @@ class Desk:
     def at_work(self, task: str, wait: float) -> Iterator[None]:
         """Hold the backup folder's lock, the folder made and the remains of dead runs cleared."""
         folder = self.store.folder
+        if folder in (self.settings.root, "/"):
+            raise Refused(
+                f"{folder} cannot be the backup folder: it would be closed to everybody else.",
+                hint="set INVOKE_DB_BACKUPS to a folder of its own, as backups/postgres",
+            )
         with ExitStack() as stack:
             with self._usable(folder):
                 self.machine.make_folder(folder)

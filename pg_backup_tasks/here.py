@@ -207,7 +207,9 @@ class Here:
 
     def make_folder(self, path: str) -> None:
         os.makedirs(path, mode=0o700, exist_ok=True)
-        if stat.S_IMODE(os.stat(path).st_mode) != 0o700:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        # A folder that everybody shares (/tmp) has that bit; what is in it is closed all the same, file by file.
+        if mode != 0o700 and not mode & stat.S_ISVTX:
             os.chmod(path, 0o700)
 
     def remove_tree(self, path: str) -> None:

@@ -171,7 +171,7 @@ class Machine(Protocol):
         ...
 
     def make_folder(self, path: str) -> None:
-        """Make *path* and what leads to it; the last one is 0700, whatever it was."""
+        """Make *path* and what leads to it; the last one is 0700 afterwards, unless it is one that all share."""
         ...
 
     def remove_tree(self, path: str) -> None:

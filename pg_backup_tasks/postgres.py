@@ -180,7 +180,9 @@ def explain(error: CommandError, database: Database, doing: str) -> TaskError:
             words = {k: v for k, v in match.groupdict().items() if v}
             return kind(message.format(**names | words), hint=hint.format(**names | words) or None)
     if error.done.code == 2 and error.command.program == "psql":
-        return Unreachable(f"Cannot connect to {database}: {_last_line(said)}")
+        return Unreachable(
+            f"Cannot connect to {database}: {_last_line(said)}", hint="check DATABASE_URL and the server's own log"
+        )
     if error.done.code > 128:
         return Failed(
             f"{error.command.program} was ended by signal {error.done.code - 128} before it was done.",
@@ -189,6 +191,11 @@ def explain(error: CommandError, database: Database, doing: str) -> TaskError:
     return Failed(f"Cannot {doing} {database}: {_last_line(said)}")
 
 
+# The tool, the place (which our sentence has named already) and how grave it is.
+_PREFIXES = re.compile(
+    r"^(?:(?:psql|pg_dump|pg_restore)(?::[^ ]*)?: (?:error: )?)?"
+    r"(?:connection to server (?:at|on socket) .*? failed: )?(?:(?:FATAL|ERROR):\s+)?"
+)
 _MEANINGS: tuple[tuple[str, type[TaskError], str, str], ...] = (
     (
         r"password authentication failed|no password supplied|authentication failed",
@@ -286,4 +293,4 @@ def _last_line(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"ERROR|FATAL|error:", line)]
     chosen = (errors or lines or ["it gave no reason"])[-1 if not errors else 0]
-    return re.sub(r"^(psql|pg_dump|pg_restore)(:[^ ]*)?: (error: )?", "", chosen).rstrip(".") + "."
+    return _PREFIXES.sub("", chosen).rstrip(".") + "."

@@ -109,6 +109,12 @@ class Report:
         utf8 = sys.stdout.encoding.lower() in ("utf-8", "utf8")
         print(json.dumps(value, indent=2, ensure_ascii=not utf8))
 
+    def planned(self, plan: str) -> None:
+        """Show what `inv --dry` would have done."""
+        self.say(plan)
+        if self._as_json:
+            self.document({"dry_run": True, "plan": self._clean(plan)})
+
     def error(self, error: TaskError) -> None:
         """Print what ended the run."""
         message, hint = self._clean(str(error.message)), self._clean(error.hint or "")

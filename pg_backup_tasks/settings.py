@@ -99,10 +99,12 @@ def _convert(name: str, value: Any, shown: str) -> Any:
     if converted is None:
         raise Refused(
             f"The setting {shown} must be {_describe(kind)}, not {_kind_of(value)}.",
-            hint=f"its default is {FIELDS[name].default!r}",
+            hint=f"leave it out for its default, {FIELDS[name].default!r}",
         )
     if isinstance(converted, int) and not isinstance(converted, bool) and converted < 0:
-        raise Refused(f"The setting {shown} cannot be negative.", hint=f"its default is {FIELDS[name].default!r}")
+        raise Refused(
+            f"The setting {shown} cannot be negative.", hint=f"leave it out for its default, {FIELDS[name].default!r}"
+        )
     return converted
 
 

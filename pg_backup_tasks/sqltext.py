@@ -67,8 +67,14 @@ class SqlDump:
         self._fresh = True
         self._copy: bytes | None = None
         self._table: str | None = None
-        self.complete = False
+        self._ended = False
+        self._restricted_by: bytes | None = None
         self.rows: dict[str, int] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the dump's last words have come."""
+        return self._ended and self._restricted_by is None
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next *chunk*; return what is to be passed on, at most a line later.
@@ -223,15 +229,21 @@ class SqlDump:
                 self._kind in _DATABASES or (self._kind in _OF_A_DATABASE and heading["name"].startswith(b"DATABASE "))
             )
         elif line == _COMPLETE:
-            self.complete = True
+            self._ended = True
             self._skipping = False
         elif line == _BEGINNING:  # another dump behind the first
-            self.complete = False
+            self._ended = False
 
     def _keeps_command(self, line: bytes) -> bool:
-        if line.startswith((b"\\restrict ", b"\\unrestrict ")):
+        command, _, key = line.partition(b" ")
+        if command == b"\\restrict":
+            self._restricted_by = key
             return not self._skip_restrict
-        if line.startswith(b"\\connect ") and self._one_database:
+        if command == b"\\unrestrict":
+            self._restricted_by = None if key == self._restricted_by else self._restricted_by
+            self._skipping = False  # it stands before \connect
+            return not self._skip_restrict
+        if command == b"\\connect" and self._one_database:
             # The head is said once more to the new connection.
             self._kind, self._skipping = b"", False
             return False
