@@ -173,7 +173,7 @@ def clear_scratch(desk: Desk, connection: Connection) -> None:
     """Drop the databases that dead runs of ours were filling."""
     sql = (
         "select coalesce(json_agg(json_build_array(datname, shobj_description(oid, 'pg_database'), "
-        "exists(select from pg_stat_activity where application_name = datname))), '[]') "
+        "exists(select from pg_stat_activity where application_name = pg_database.datname))), '[]') "
         # Exactly the names we give: whoever calls a database of theirs after us keeps it.
         f"from pg_database where datname ~ {literal(f'^{SCRATCH}[0-9a-f]{{8}}$')}"
     )

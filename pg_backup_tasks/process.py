@@ -16,7 +16,7 @@ from .machine import CommandError, Done
 from .model import Command
 
 _LONGEST_SPEECH = 1 << 20
-_PATIENCE = 3.0
+_PATIENCE = 2.0
 _FAREWELL = 1.0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 from urllib.parse import quote
 
 from . import signals
@@ -62,12 +62,12 @@ class Report:
     def say(self, text: str) -> None:
         self.note(text)
         if not self._quiet:
-            print(self._clean(text), file=sys.stderr, flush=True)
+            print(self._clean(text), file=_stderr(), flush=True)
 
     def warn(self, text: str) -> None:
         self.note(f"warning: {text}")
         if not self._quiet:
-            print(self._clean(f"Warning: {text}"), file=sys.stderr, flush=True)
+            print(self._clean(f"Warning: {text}"), file=_stderr(), flush=True)
 
     def note(self, text: str) -> None:
         if self._log:
@@ -81,11 +81,11 @@ class Report:
             with _progress() as progress:
                 yield _Bars(progress, title, expected)
         else:
-            print(f"{title} {', '.join(expected)}", file=sys.stderr, flush=True)
+            print(f"{title} {', '.join(expected)}", file=_stderr(), flush=True)
             yield _Lines(title)
 
     def confirm(self, question: str) -> bool:
-        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        print(f"{question} [y/N] ", end="", file=_stderr(), flush=True)
         with signals.waiting():
             answer = sys.stdin.readline()
         return answer.strip().lower() in ("y", "yes")
@@ -95,7 +95,7 @@ class Report:
             raise Refused("There is no terminal to pick a backup in.", hint="its name, as inv db.list shows it")
         from rich.prompt import IntPrompt
 
-        console = _console(sys.stderr)
+        console = _console(_stderr())
         console.print(_shelf(backups, datetime.now(UTC), numbered=True))
         choices = [str(i + 1) for i in range(len(backups))]
         with signals.waiting():
@@ -119,9 +119,9 @@ class Report:
         """Print what ended the run."""
         message, hint = self._clean(str(error.message)), self._clean(error.hint or "")
         self.note(f"exit {error.code}: {message}")
-        print(message, file=sys.stderr)
+        print(message, file=_stderr())
         if hint:
-            print(f"Try: {hint}", file=sys.stderr)
+            print(f"Try: {hint}", file=_stderr())
         if self._as_json:
             self.document({"error": message, "try": hint or None, "exit": error.code})
 
@@ -214,6 +214,29 @@ def _open_log(path: str) -> logging.Logger | None:
     return logger
 
 
+class _Heedless:
+    """A stream that nobody may be listening to any more; a terminal that was closed is no reason to fail."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _stderr() -> TextIO:
+    return cast("TextIO", _Heedless(sys.stderr))
+
+
 class _Silence:
     def update(self, done: Mapping[str, int]) -> None:
         pass
@@ -230,7 +253,7 @@ class _Lines:
         if time.monotonic() - self._last >= _LINE_EVERY:
             self._last = time.monotonic()
             parts = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in done.items())
-            print(f"{self._title}: {parts}", file=sys.stderr, flush=True)
+            print(f"{self._title}: {parts}", file=_stderr(), flush=True)
 
 
 class _Bars:
@@ -258,7 +281,7 @@ def _progress() -> Progress:
         BarColumn(bar_width=20),
         DownloadColumn(),
         TimeRemainingColumn(),
-        console=_console(sys.stderr),
+        console=_console(_stderr()),
         transient=True,
     )
 

@@ -58,8 +58,10 @@ SESSION = (
     + r"""
 trap '' TERM
 exec 4>&2 2>/dev/null
-{ trap - TERM; cat; kill -KILL 0; } 4>&- | {
+{ trap - TERM; echo; cat; kill -KILL 0; } 4>&- | {
   trap - TERM
+  # Not before the other side can be ended: a command that ends at once would leave it behind.
+  IFS= read -r _
   "$@" 2>&4 4>&-
   code=$?
   trap '' TERM

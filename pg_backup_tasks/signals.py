@@ -68,9 +68,9 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         _watch = outer
-        if not watch.raised:
-            for each, handler in before.items():
-                signal.signal(each, handler or signal.SIG_DFL)
+        for each, handler in before.items():
+            # Python itself forgets its handlers when it ends, but not what is ignored.
+            signal.signal(each, signal.SIG_IGN if watch.raised else handler or signal.SIG_DFL)
 
 
 @contextmanager

@@ -103,14 +103,12 @@ class Server:
             "where schemaname not in ('pg_catalog', 'information_schema') order by 1",
             database,
         ).splitlines()
-        found = {
-            table: self.sql(
-                "select count(*) || ' ' || coalesce(md5(string_agg(r::text, chr(10) order by r::text collate \"C\")), "
-                f"'') from {table} r",
-                database,
-            )
+        hashes = "; ".join(
+            f"select count(*) || ' ' || coalesce(md5(string_agg(r::text, chr(10) order by r::text collate \"C\")), '')"
+            f" from {table} r"
             for table in tables
-        }
+        )
+        found = dict(zip(tables, self.sql(hashes, database).splitlines(), strict=True))
         found["sequences"] = self.sql(
             "select coalesce(string_agg(schemaname || '.' || sequencename || '=' || coalesce(last_value::text, '-'),"
             " ' ' order by schemaname, sequencename), '') from pg_sequences",

@@ -60,6 +60,8 @@ def test_nothing_else_is_a_name(text: str) -> None:
         "",
         "backup_20261122_143022",
         "backup_manual_latest",
+        "backup_latest_20261122_143022",
+        "backup_all_20261122_143022",
         "backup_manual_2026112_143022",
         "backup_manual_20261322_143022",
         "backup_manual_20261122_243022",

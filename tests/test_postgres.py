@@ -200,6 +200,9 @@ def test_no_command_has_the_password_in_its_arguments(password: str) -> None:
 
 # Quoting
 
+# What is quoted wrongly leaves psql waiting for the end of a string.
+SOON = 10.0
+
 
 @pytest.fixture(scope="module")
 def session(server: Server) -> Iterator[Session]:
@@ -216,13 +219,13 @@ anything = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 @given(text=anything | st.text("\\'\"$:;\n e"))
 @settings(max_examples=150)
 def test_a_literal_is_its_text(session: Session, text: str) -> None:
-    assert json.loads(session.ask(f"select to_json({postgres.literal(text)}::text)")) == text
+    assert json.loads(session.ask(f"select to_json({postgres.literal(text)}::text)", SOON)) == text
 
 
 @given(name=(anything | st.text("\\'\"$:;\n e", max_size=20)).filter(lambda n: 0 < len(n.encode()) < 64))
 @settings(max_examples=150)
 def test_an_identifier_is_its_name(session: Session, name: str) -> None:
-    found = json.loads(session.ask(f"select row_to_json(r) from (select 1 as {postgres.identifier(name)}) r"))
+    found = json.loads(session.ask(f"select row_to_json(r) from (select 1 as {postgres.identifier(name)}) r", SOON))
     assert found == {name: 1}
 
 
@@ -230,7 +233,7 @@ def test_an_identifier_is_its_name(session: Session, name: str) -> None:
 def test_a_literal_does_not_depend_on_the_servers_dialect(session: Session, standard: str) -> None:
     session.ask(f"set standard_conforming_strings = {standard}")
     text = "it's a \\ and a \\' and \n"
-    assert json.loads(session.ask(f"select to_json({postgres.literal(text)}::text)")) == text
+    assert json.loads(session.ask(f"select to_json({postgres.literal(text)}::text)", SOON)) == text
     session.ask("reset standard_conforming_strings")
 
 

@@ -49,6 +49,8 @@ SET client_encoding = 'UTF8';
 
 CREATE FUNCTION public.f(a text DEFAULT E'x\'
 COPY public.no (a) FROM stdin;
+'' \'
+COPY public.no (a) FROM stdin;
 1
 \\') RETURNS text
     LANGUAGE sql
@@ -186,6 +188,8 @@ def test_another_database_is_never_made_or_entered() -> None:
 -- PostgreSQL database dump
 --
 
+\\restrict abc
+
 SET transaction_timeout = 0;
 
 DROP DATABASE "live";
@@ -198,7 +202,9 @@ CREATE DATABASE "live" WITH TEMPLATE = template0;
 
 ALTER DATABASE "live" OWNER TO me;
 
+\\unrestrict abc
 \\connect "live"
+\\restrict abc
 
 SET transaction_timeout = 0;
 SET row_security = off;
@@ -236,6 +242,8 @@ CREATE TABLE public.t (id integer);
 --
 -- PostgreSQL database dump complete
 --
+
+\\unrestrict abc
 """
     for size in (1, 5, len(dump)):
         passed, _, complete = run(dump, forever(size), one_database=True, skip_settings=SETTINGS)
@@ -243,13 +251,14 @@ CREATE TABLE public.t (id integer);
         assert b"live" not in passed.replace(b"Name: live", b"").replace(b'DATABASE "live";', b"").replace(
             b'Name: DATABASE "live"', b""
         )
+        assert re.findall(rb"(?m)^\\\w+", passed) == [b"\\restrict", b"\\unrestrict"] * 2
         assert b"transaction_timeout" not in passed
         assert b"SET row_security = off;" in passed
         assert b"CREATE TABLE public.t (id integer);" in passed
 
 
 def test_a_dump_cut_anywhere_is_not_complete() -> None:
-    end = TRAPS.rindex(b"-- PostgreSQL database dump complete") + len(b"-- PostgreSQL database dump complete\n")
+    end = TRAPS.rindex(last := b"\\unrestrict abc\n") + len(last)
     for cut in range(0, end, 3):
         assert not whole(TRAPS[:cut])[2], cut
     assert whole(TRAPS[:end])[2]

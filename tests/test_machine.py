@@ -1,0 +1,579 @@
+"""What machine.py promises of its verbs, tried on this computer and on one that is only reached by OpenSSH."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import pytest
+from conftest import ROOT, Server, missing
+from over_ssh import OverSsh, Sshd, one_connection, running_sshd
+
+from pg_backup_tasks import lock, postgres, shell, url
+from pg_backup_tasks.errors import Locked
+from pg_backup_tasks.here import Here
+from pg_backup_tasks.machine import CommandError, Machine
+from pg_backup_tasks.model import Command, Digest
+from pg_backup_tasks.postgres import Tools
+
+SOON = 10.0
+ODD = 'it\'s a "b" \\ $HOME `id` $(id) * ? [a] ; & | > < # ~ ! -n é日'
+
+
+@pytest.fixture(scope="module")
+def sshd() -> Iterator[Sshd]:
+    if not (shutil.which("ssh") and shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")):
+        missing("sshd", "apt-get install openssh-server openssh-client")
+    with tempfile.TemporaryDirectory(prefix="pgbt-", dir="/tmp") as folder, running_sshd(Path(folder)) as sshd:
+        yield sshd
+
+
+@pytest.fixture(scope="module")
+def ssh(sshd: Sshd) -> Iterator[tuple[str, ...]]:
+    with one_connection(sshd) as control:
+        yield sshd.ssh(control)
+
+
+@pytest.fixture
+def far(ssh: tuple[str, ...]) -> Iterator[OverSsh]:
+    far = OverSsh(ssh)
+    yield far
+    far.leave()
+
+
+@pytest.fixture(params=["here", "far"])
+def machine(request: pytest.FixtureRequest) -> Machine:
+    # Of the verbs only those are tried here that OverSsh has.
+    return Here() if request.param == "here" else cast(Machine, request.getfixturevalue("far"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a name that must be quoted wherever it goes."""
+    path = tmp_path / 'it\'s a "folder" $HOME -n ü'
+    path.mkdir()
+    return path
+
+
+def until(done: Callable[[], bool], seconds: float = SOON) -> None:
+    """Return when *done*, which must be soon."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+def processes(mark: str, what: str = "cmdline") -> list[int]:
+    """Return the numbers of the processes with *mark* in their arguments (or their environment)."""
+    found = []
+    for path in Path("/proc").glob(f"[0-9]*/{what}"):
+        try:
+            if mark.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def clients(mark: str) -> list[int]:
+    """Return the numbers of the ssh clients with *mark* in their arguments."""
+    return [n for n in processes(mark) if name_of(n) == "ssh"]
+
+
+def name_of(number: int) -> str:
+    try:
+        return Path(f"/proc/{number}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """A number of seconds to sleep that no other process sleeps; after the test nobody sleeps it any more."""
+    mark = f"9{secrets.randbelow(10**8):08}"
+    yield mark
+    until(lambda: not processes(mark))
+
+
+# run
+
+
+@pytest.mark.parametrize("argument", ["", " ", ODD, "a\nb\n", "'", "--", "-c", "\\\\", "x" * 10000])
+def test_arguments_arrive_as_they_are(machine: Machine, argument: str) -> None:
+    done = machine.run(Command(("printf", "<%s>", argument, "end")))
+    assert (done.code, done.out, done.err) == (0, f"<{argument}><end>", "")
+
+
+@pytest.mark.parametrize("value", ["", ODD, " a\nb ", "a=b"])
+def test_variables_arrive_as_they_are(machine: Machine, value: str) -> None:
+    assert machine.run(Command(("sh", "-c", 'printf %s "$PGOPTIONS"'), (("PGOPTIONS", value),))).out == value
+
+
+@pytest.mark.parametrize(("text", "code"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$", 137)])
+def test_exit_codes_come_through(machine: Machine, text: str, code: int) -> None:
+    done = machine.run(Command(("sh", "-c", f"echo out; echo err >&2; {text}")))
+    assert (done.code, done.out, done.err) == (code, "out\n", "err\n")
+
+
+def test_a_program_that_is_not_there(machine: Machine) -> None:
+    done = machine.run(Command(("/no/such/program",)))
+    assert done.code == 127
+    assert "/no/such/program" in done.err
+
+
+def test_standard_input_is_empty(machine: Machine) -> None:
+    assert machine.run(Command(("cat",))).out == ""
+    assert machine.run(Command(("cat",), secrets=(("PGPASSWORD", "x"),))).out == ""
+
+
+def test_what_is_no_text_is_no_trouble(machine: Machine) -> None:
+    assert machine.run(Command(("printf", r"a\377b"))).out == "a\ufffdb"
+
+
+# Secrets
+
+PASSWORDS = ["plain", " blanks ", ODD, "\\n\\", "-n", "%s", "=", "'", "x" * 2000]
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_a_secret_arrives_as_it_is(machine: Machine, password: str) -> None:
+    text = 'printf "%s|%s" "$PGPASSWORD" "$OTHER"'
+    done = machine.run(Command(("sh", "-c", text), secrets=(("PGPASSWORD", password), ("OTHER", "second"))))
+    assert done.out == f"{password}|second"
+
+
+def test_a_secret_is_in_no_process_list(machine: Machine, mark: str) -> None:
+    secret = f"xq{secrets.token_hex(8)}"
+    command = Command(("sleep", mark), secrets=(("PGPASSWORD", secret),))
+    with machine.start(command):
+        until(lambda: bool(processes(f"sleep\0{mark}\0")))
+        assert processes(secret) == []
+        # Only the command itself is given it, not ssh nor sshd.
+        assert {name_of(n) for n in processes(secret, "environ")} == {"sleep"}
+
+
+# start
+
+
+def test_a_job_runs_beside_us(machine: Machine, folder: Path) -> None:
+    wait_for = folder / "go"
+    os.mkfifo(wait_for)
+    with machine.start(Command(("sh", "-c", 'read -r code <"$1"; exit "$code"', "job", str(wait_for)))) as job:
+        assert job.poll() is None
+        wait_for.write_text("7\n")
+        assert job.wait().code == 7
+        assert job.poll() == 7
+
+
+FAMILY = 'trap "" INT HUP; sleep "$1" & sleep "$1"; wait'
+STUBBORN = 'trap "" TERM INT HUP; (trap "" TERM; while :; do sleep "$1"; done) & while :; do sleep "$1"; done'
+
+
+@pytest.mark.parametrize("text", [FAMILY, STUBBORN], ids=["family", "stubborn"])
+def test_leaving_the_block_ends_the_whole_family(machine: Machine, mark: str, text: str) -> None:
+    with machine.start(Command(("sh", "-c", text, "family", mark))):
+        until(lambda: len(processes(f"sleep\0{mark}\0")) == 2)
+    until(lambda: not processes(mark))
+
+
+# A run of ours that only does one thing, to be killed.
+LONELY = """
+import json, sys
+from pg_backup_tasks.here import Here
+from pg_backup_tasks.model import Command
+from over_ssh import OverSsh
+ssh, environment, verb, command, argument = json.loads(sys.argv[1])
+machine = OverSsh(tuple(ssh), environment) if ssh else Here()
+if verb == "publish":
+    machine.publish([tuple(step) for step in argument])
+elif verb == "session":
+    with machine.session(Command(*(tuple(map(tuple, c)) if i else tuple(c) for i, c in enumerate(command)))) as session:
+        session.ask(argument)
+else:
+    with machine.start(Command(tuple(command[0]))) as job:
+        job.wait()
+"""
+
+
+@contextmanager
+def lonely(
+    machine: Machine, verb: str, command: Command, argument: object = None, path: str = os.environ["PATH"]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process of ours that asks *machine*, where PATH is *path*, for one thing."""
+    ssh = machine.ssh if isinstance(machine, OverSsh) else ()
+    words = [ssh, {"PATH": path}, verb, [command.argv, command.env, command.secrets], argument]
+    ours = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    with subprocess.Popen(
+        [sys.executable, "-c", LONELY, json.dumps(words)],
+        env={**os.environ, "PYTHONPATH": ours, "PATH": path},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_our_death_ends_the_command_and_its_family(machine: Machine, mark: str) -> None:
+    with lonely(machine, "start", Command(("sh", "-c", FAMILY, "family", mark))) as process:
+        until(lambda: len(processes(f"sleep\0{mark}\0")) == 2)
+        process.kill()
+        process.wait()
+        until(lambda: not processes(mark))
+
+
+# A command that puts its things in order when it is asked to end.
+TIDY = 'trap "echo tidied >\\"\\$2\\"; exit" TERM; sleep "$1" & wait'
+
+
+def test_a_command_is_asked_before_it_is_ended(machine: Machine, mark: str, folder: Path) -> None:
+    with lonely(machine, "start", Command(("sh", "-c", TIDY, "tidy", mark, f"{folder}/tidied"))) as process:
+        until(lambda: len(processes(f"sleep\0{mark}\0")) == 1)
+        process.kill()
+        process.wait()
+        until((folder / "tidied").exists)
+
+
+@pytest.mark.parametrize("text", [FAMILY, STUBBORN], ids=["family", "stubborn"])
+def test_the_death_of_the_line_ends_the_command_and_its_family(sshd: Sshd, mark: str, text: str) -> None:
+    alone = OverSsh(sshd.ssh())
+    with alone.start(Command(("sh", "-c", text, "family", mark))) as job:
+        until(lambda: len(processes(f"sleep\0{mark}\0")) == 2)
+        (client,) = clients(mark)
+        os.kill(client, signal.SIGKILL)
+        assert job.wait().code != 0
+        until(lambda: not processes(mark))
+
+
+# session
+
+
+@pytest.fixture
+def psql(server: Server) -> Command:
+    tools = Tools(str(server.embedded.bin), "18")
+    return postgres.psql(tools, url.parse(server.embedded.url(), "the test").database)
+
+
+def test_a_session_answers_until_it_is_left(machine: Machine, psql: Command) -> None:
+    with machine.session(psql) as session:
+        number = session.ask("select pg_backend_pid()")
+        assert session.ask("select 'it''s ' || 'a ü\nb';") == "it's a ü\nb"
+        assert session.ask("select where false") == ""
+        assert session.attempt("select 1 / 0") == "division by zero"
+        assert session.attempt("create temporary table t ()") is None
+        assert session.ask("select pg_backend_pid()") == number
+    until(lambda: not backend_lives(psql, number))
+
+
+def backend_lives(psql: Command, number: str) -> bool:
+    with Here().session(psql) as session:
+        return session.ask(f"select count(*) from pg_stat_activity where pid = {number}") == "1"
+
+
+def test_what_the_server_refuses_ends_the_session(machine: Machine, psql: Command) -> None:
+    with pytest.raises(CommandError) as caught, machine.session(psql) as session:
+        session.ask("select 1 / 0")
+    assert caught.value.done.code == 3
+    assert "division by zero" in caught.value.done.err
+
+
+def test_a_wrong_password_is_said_as_psql_says_it(machine: Machine, psql: Command) -> None:
+    wrong = Command(psql.argv, psql.env, (("PGPASSWORD", "xq-wrong"),))
+    with pytest.raises(CommandError) as caught, machine.session(wrong) as session:
+        session.ask("select 1")
+    assert caught.value.done.code == 2
+    assert "password authentication failed" in caught.value.done.err
+
+
+def test_a_command_that_ends_at_once_leaves_nobody_behind(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a busy computer the half of the pipe that reads what we say may come late.
+    late = shell.SESSION.replace("{ trap - TERM; echo;", "{ sleep 0.3; trap - TERM; echo;")
+    assert late != shell.SESSION
+    monkeypatch.setattr(shell, "SESSION", late)
+    with pytest.raises(CommandError) as caught, machine.session(Command(("false",))) as session:
+        session.ask("select 1")
+    assert caught.value.done.code == 1
+
+
+def test_our_death_ends_a_session_in_the_middle_of_a_question(machine: Machine, psql: Command, mark: str) -> None:
+    # client_connection_check_interval is what lets the server notice.
+    question = f"set client_connection_check_interval = '1s'; select pg_sleep({mark})"
+    with lonely(machine, "session", psql, question) as process:
+        asleep = (
+            f"select count(*) from pg_stat_activity where query like '%pg_sleep({mark})%' and pid <> pg_backend_pid()"
+        )
+        with Here().session(psql) as session:
+            until(lambda: session.ask(asleep) == "1")
+            process.kill()
+            process.wait()
+            until(lambda: session.ask(asleep) == "0")
+
+
+# tools
+
+
+def test_tools_are_found_where_one_asks_first(machine: Machine, server: Server, folder: Path) -> None:
+    (folder / "bin").symlink_to(server.embedded.bin)
+    (folder / "none").mkdir()
+    found = machine.tools([str(folder / "none"), str(folder / "bin"), "/no/such/folder"])
+    assert found[0][0] == str(folder / "bin")
+    assert postgres.parse_tools(found)[0].major == server.major
+
+
+# publish
+
+
+def test_a_backup_is_published_in_order(machine: Machine, folder: Path) -> None:
+    for name in ("a b.dump", "-n.info", "old"):
+        (folder / name).write_text(name)
+    (folder / "latest").symlink_to("old")
+    machine.publish(
+        [
+            ("move", f"{folder}/a b.dump", f"{folder}/final a.dump"),
+            ("move", f"{folder}/-n.info", f"{folder}/final.info"),
+            ("link", "final.info", f"{folder}/latest"),
+            ("link", "-n", f"{folder}/odd"),
+            ("remove", f"{folder}/old"),
+            ("remove", f"{folder}/never there"),
+        ]
+    )
+    assert sorted(p.name for p in folder.iterdir()) == ["final a.dump", "final.info", "latest", "odd"]
+    assert (folder / "final a.dump").read_text() == "a b.dump"
+    assert str((folder / "latest").readlink()) == "final.info"
+    assert str((folder / "odd").readlink()) == "-n"
+
+
+@pytest.mark.parametrize("taken", ["file", "folder", "dangling link"])
+def test_a_name_that_is_taken_ends_publishing(machine: Machine, folder: Path, taken: str) -> None:
+    (folder / "new").write_text("new")
+    final = folder / "final"
+    if taken == "file":
+        final.touch()
+    elif taken == "folder":
+        final.mkdir()
+    else:
+        final.symlink_to("nowhere")
+    with pytest.raises(CommandError) as caught:
+        machine.publish([("move", f"{folder}/new", str(final)), ("remove", f"{folder}/new")])
+    assert f"{final} exists" in caught.value.done.err
+    assert (folder / "new").read_text() == "new"
+
+
+# A mv that says it was called and waits to be let on.
+SLOW_MV = """#!/bin/sh
+echo "$$" >>"{folder}/called"
+read -r _ <"{folder}/go"
+exec /bin/mv "$@"
+"""
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> str:
+    """A PATH with a slow mv, which works on *tmp_path*."""
+    path = tmp_path / "bin" / "mv"
+    path.parent.mkdir()
+    path.write_text(SLOW_MV.format(folder=tmp_path))
+    path.chmod(0o755)
+    os.mkfifo(tmp_path / "go")
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    return f"{path.parent}:{os.environ['PATH']}"
+
+
+def steps(folder: Path) -> list[tuple[str, ...]]:
+    return [("move", f"{folder}/{n}", f"{folder}/final {n}") for n in "ab"]
+
+
+def was_called(folder: Path, times: int) -> Callable[[], bool]:
+    called = folder / "called"
+    return lambda: called.exists() and len(called.read_text().splitlines()) == times
+
+
+def was_let_on(fifo: Path) -> bool:
+    """Write a line for whoever reads from *fifo*, if anybody does."""
+    try:
+        writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    with open(writer, "w") as file:
+        file.write("\n")
+    return True
+
+
+def goes_on(folder: Path) -> None:
+    for times in (1, 2):
+        until(was_called(folder, times))
+        until(lambda: was_let_on(folder / "go"))
+    until((folder / "final b").exists)
+    assert (folder / "final a").read_text() == "a"
+
+
+def test_publishing_goes_on_when_we_die(machine: Machine, tmp_path: Path, slow: str) -> None:
+    with lonely(machine, "publish", Command(("publish",)), steps(tmp_path), slow) as process:
+        until(was_called(tmp_path, 1))
+        publishing = [n for n in processes(str(tmp_path)) if name_of(n) in ("sh", "mv")]
+        assert len(publishing) > 1
+        for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            for number in publishing:
+                os.kill(number, signum)
+        process.kill()
+        process.wait()
+    goes_on(tmp_path)
+
+
+def test_publishing_goes_on_when_the_line_dies(sshd: Sshd, tmp_path: Path, slow: str) -> None:
+    alone = cast(Machine, OverSsh(sshd.ssh()))
+    with lonely(alone, "publish", Command(("publish",)), steps(tmp_path), slow) as process:
+        until(was_called(tmp_path, 1))
+        (client,) = clients(str(tmp_path))
+        os.kill(client, signal.SIGKILL)
+        process.wait()
+    goes_on(tmp_path)
+
+
+# Files
+
+
+def test_what_is_in_a_folder(machine: Machine, folder: Path) -> None:
+    names = ["plain", " blank ", "-n", "*", "new\nline", "ü日", ".hidden", "..x", "q\"'\\$x"]
+    for name in names:
+        (folder / name).write_text(name)
+    (folder / "folder").mkdir()
+    (folder / "folder.dump").mkdir()
+    (folder / "link").symlink_to("no\nwhere\n")
+    (folder / "to folder").symlink_to("folder")
+    found = {e.name: e for e in machine.entries(str(folder)) or []}
+    assert found.keys() == {*names, "folder", "folder.dump", "link", "to folder"}
+    assert all(found[n].is_file and found[n].bytes == len(n.encode()) and found[n].target is None for n in names)
+    assert not found["folder"].is_file
+    assert not found["folder.dump"].is_file
+    assert (found["link"].target, found["link"].is_file) == ("no\nwhere\n", False)
+    assert (found["to folder"].target, found["to folder"].is_file) == ("folder", False)
+
+
+def test_a_folder_that_is_empty_or_not_there(machine: Machine, folder: Path) -> None:
+    assert machine.entries(str(folder)) == []
+    assert machine.entries(str(folder / "none")) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"a\n", bytes(range(256)) * 300], ids=["empty", "line", "bytes"])
+def test_what_is_written_is_read(machine: Machine, folder: Path, data: bytes) -> None:
+    path = folder / "a 'b'.info"
+    assert machine.read(str(path)) is None
+    machine.write(str(path), b"old")
+    machine.write(str(path), data)
+    assert machine.read(str(path)) == data == path.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in folder.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("hasher", [None, "openssl", "sha256sum", "shasum"])
+def test_the_digest_of_a_file(far: OverSsh, folder: Path, tmp_path: Path, hasher: str | None) -> None:
+    data = secrets.token_bytes(300_000)
+    path = folder / "-a \\b.dump"
+    path.write_bytes(data)
+    expected = Digest(len(data), hashlib.sha256(data).hexdigest())
+    if hasher is None:
+        assert Here().digest(str(path)) == far.digest(str(path)) == expected
+        return
+    if not shutil.which(hasher):
+        missing(hasher, "apt-get install openssl coreutils perl")
+    only = tmp_path / "bin"
+    only.mkdir()
+    for program in ("sh", "wc", "sleep", "cat", "env", hasher, *(["perl"] if hasher == "shasum" else [])):
+        (only / program).symlink_to(shutil.which(program) or program)
+    assert OverSsh(far.ssh, {"PATH": str(only)}).digest(str(path)) == expected
+
+
+# Who is at it
+
+
+def test_a_claim_is_one_runs_only(machine: Machine, folder: Path) -> None:
+    path = str(folder / ".lock")
+    assert machine.claimed(path) is None
+    assert machine.claim(path, ODD)
+    assert machine.claimed(path) == ODD
+    assert not machine.claim(path, "another")
+    assert machine.claimed(path) == ODD
+    machine.remove(path)
+    machine.remove(path)
+    assert machine.claimed(path) is None
+    assert machine.claim(path, "another")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_nobody_of_ours_put_there_is_a_claim_too(machine: Machine, folder: Path, kind: str) -> None:
+    path = folder / ".lock"
+    path.mkdir() if kind == "folder" else path.touch()
+    assert machine.claimed(str(path)) == ""
+    assert not machine.claim(str(path), "ours")
+    assert kind == "file" or list(path.iterdir()) == []
+
+
+def test_a_presence_is_alive_as_long_as_its_run(machine: Machine) -> None:
+    ours = machine.presence()
+    assert machine.presence() == ours
+    assert machine.alive(ours)
+    number, started, *place = ours.split("|")
+    assert not machine.alive("|".join((number, f"{started}0", *place)))
+    assert not machine.alive("|".join((number, started, "another-boot", place[-1])))
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    assert not machine.alive("|".join((dead, started, *place)))
+
+
+@pytest.mark.parametrize("presence", ["", "x", "1", "|", "1|2|3|another computer", "-1|x", "٣|x", "$(id)|x"])
+def test_who_cannot_be_told_to_be_dead_is_alive(machine: Machine, presence: str) -> None:
+    assert machine.alive(presence)
+
+
+def test_a_far_presence_ends_with_its_line(far: OverSsh) -> None:
+    ours = far.presence()
+    assert far.alive(ours)
+    assert Here().alive(ours)
+    far.leave()
+    until(lambda: not Here().alive(ours))
+
+
+def clock() -> datetime:
+    return datetime(2026, 11, 22, 14, 30, 22, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(("first", "second"), [("here", "far"), ("far", "here"), ("far", "far")])
+def test_two_machines_exclude_each_other(
+    far: OverSsh, ssh: tuple[str, ...], folder: Path, first: str, second: str
+) -> None:
+    another = OverSsh(ssh)
+    one = Here() if first == "here" else cast(Machine, far)
+    other = Here() if second == "here" else cast(Machine, another)
+    with lock.hold(one, str(folder), "db.backup", clock):
+        with pytest.raises(Locked) as caught, lock.hold(other, str(folder), "db.restore", clock):
+            pass
+        assert caught.value.code == 75
+        assert "db.backup" in str(caught.value)
+        assert "2026-11-22T14:30:22Z" in str(caught.value)
+    with lock.hold(other, str(folder), "db.restore", clock):
+        pass
+    assert list(folder.iterdir()) == []
+    another.leave()
+
+
+def test_a_far_run_that_died_holds_nothing(far: OverSsh, folder: Path) -> None:
+    with lock.hold(cast(Machine, far), str(folder), "db.backup", clock):
+        presence = far.presence()
+        far.leave()
+        until(lambda: not Here().alive(presence))
+        with lock.hold(Here(), str(folder), "db.restore", clock):
+            assert len(list(folder.iterdir())) == 2
+        assert list(folder.iterdir()) == []

@@ -1,0 +1,387 @@
+"""The shelf: what in a folder is a backup, and which one a word means."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pg_backup_tasks import info
+from pg_backup_tasks.errors import Refused
+from pg_backup_tasks.here import Here
+from pg_backup_tasks.info import DatabaseInfo, FileInfo, Info
+from pg_backup_tasks.machine import Entry, Machine
+from pg_backup_tasks.model import BackupName, Format, split_file
+from pg_backup_tasks.store import Backup, Store
+
+AT = datetime(2026, 11, 22, 14, 30, 22, tzinfo=UTC)
+HEADS = {
+    ".dump": b"PGDMP\x01\x0e\x00",
+    ".tar": b"toc.dat".ljust(257, b"\0") + b"ustar00",
+    ".sql": b"--\n-- PostgreSQL database dump\n--\n",
+}
+DATABASE = DatabaseInfo(
+    name="d", host="h", port=5432, user="u", owner="u", encoding="UTF8", collate="C", ctype="C", comment=None, acl=None,
+    settings=[], connection_limit=-1, bytes=1,
+)  # fmt: skip
+
+
+def document(name: str, sizes: dict[str, int]) -> bytes:
+    return info.encode(
+        Info(
+            version=1,
+            name=name,
+            type="t",
+            description="",
+            created_at="2026-11-22T14:30:22Z",
+            seconds=1.0,
+            database=DATABASE,
+            server_version="18.1",
+            tools={},
+            extensions={},
+            migrations=None,
+            git=None,
+            tables={},
+            files={extension: FileInfo(size, "0" * 64) for extension, size in sizes.items()},
+            restored=None,
+            restore=[],
+        )
+    )
+
+
+@dataclass
+class Shelf:
+    """A project with a backup folder, and hands that put things into it."""
+
+    root: Path
+    store: Store = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True)
+        self.store = Store(Here(), str(self.folder))
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "backups" / "postgres"
+
+    def put(self, name: str, *extensions: str, proof: bool = True, folder: Path | None = None) -> str:
+        place = folder or self.folder
+        for extension in extensions:
+            (place / f"{name}{extension}").write_bytes(HEADS[extension])
+        if proof:
+            sizes = {extension: len(HEADS[extension]) for extension in extensions}
+            (place / f"{name}.info").write_bytes(document(name, sizes))
+        return name
+
+    def find(self, word: str, cwd: Path | None = None) -> Backup:
+        return self.store.find(word, str(cwd or self.root), lambda backups: backups[-1])
+
+    def names(self, type_: str | None = None) -> list[str]:
+        return [b.name for b in self.store.backups(type_)]
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "a project")
+
+
+OLD, NEW, AUTO = "backup_manual_20251122_143022", "backup_manual_20261122_143022", "backup_auto_20260101_000000"
+
+
+# What is there
+
+
+def test_a_folder_that_is_not_there_has_no_backups(tmp_path: Path) -> None:
+    store = Store(Here(), str(tmp_path / "none"))
+    assert store.backups() == []
+    with pytest.raises(Refused) as caught:
+        store.some()
+    assert "inv db.backup" in str(caught.value)
+
+
+def test_files_of_one_name_are_one_backup_and_the_newest_comes_first(shelf: Shelf) -> None:
+    shelf.put(OLD, ".dump")
+    shelf.put(NEW, ".dump", ".sql")
+    shelf.put(AUTO, ".tar")
+    assert shelf.names() == [NEW, AUTO, OLD]
+    assert shelf.names("manual") == [NEW, OLD]
+    assert shelf.names("man") == []
+    newest = shelf.store.backups()[0]
+    assert newest.sizes == {Format.DUMP: 8, Format.SQL: 34}
+    assert newest.bytes == 42
+    assert newest.type == "manual"
+    assert newest.created_at == AT
+    assert newest.complete
+
+
+def test_what_is_not_ours_is_no_backup(shelf: Shelf) -> None:
+    odd = [
+        *("backup_manual_latest.dump", "backup_Manual_20261122_143022.dump", "backup_manual_20261322_143022.dump"),
+        *(f"{NEW}.dump.new", f".partial_{NEW}", f".{NEW}.info.new", f"x{NEW}.dump", f"{NEW}.dump ", f"{NEW}.dump\n"),
+        *("backup_manual_2026\n1122_143022.dump", " ", "notes.txt", f"{NEW}.sql.bz2", f"{NEW}", "-n", "ü\udcff.dump"),
+    ]  # fmt: skip
+    for name in odd:
+        (shelf.folder / name).write_bytes(HEADS[".dump"])
+    (shelf.folder / f"{AUTO}.dump").mkdir()
+    (shelf.folder / f"{AUTO}.tar").symlink_to("nowhere")
+    (shelf.folder / f"{AUTO}.info").symlink_to(f"{AUTO}.info")
+    os.mkfifo(shelf.folder / f"{AUTO}.sql")
+    assert shelf.names() == []
+    shelf.put(NEW, ".dump")
+    assert shelf.names() == [NEW]
+    assert list(shelf.store.backups()[0].sizes) == [Format.DUMP]
+
+
+@pytest.mark.parametrize("raw", [b"", b"Database: old\nDate: then\n", b"{}", b'{"version": 2}', b"\xff\xfe"])
+def test_the_info_of_another_tool_is_no_trouble(shelf: Shelf, raw: bytes) -> None:
+    shelf.put(OLD, ".dump", ".sql", proof=False)
+    (shelf.folder / f"{OLD}.info").write_bytes(raw)
+    (backup,) = shelf.store.backups()
+    assert backup.info is None
+    assert backup.has_info
+    assert backup.complete
+    assert backup.missing == []
+
+
+def test_whole_is_what_has_every_file_in_its_size(shelf: Shelf) -> None:
+    shelf.put(NEW, ".dump", ".tar")
+    assert shelf.store.backups()[0].complete
+    (shelf.folder / f"{NEW}.dump").write_bytes(b"PGDMP")
+    assert not shelf.store.backups()[0].complete
+    assert shelf.store.backups()[0].missing == []
+    (shelf.folder / f"{NEW}.dump").unlink()
+    assert not shelf.store.backups()[0].complete
+    assert shelf.store.backups()[0].missing == [".dump"]
+
+
+def test_without_its_info_it_was_never_finished(shelf: Shelf) -> None:
+    shelf.put(NEW, ".dump", proof=False)
+    (backup,) = shelf.store.backups()
+    assert not backup.complete
+    assert not backup.has_info
+
+
+def test_only_an_info_is_no_whole_backup(shelf: Shelf) -> None:
+    shelf.put(NEW, ".dump")
+    (shelf.folder / f"{NEW}.dump").unlink()
+    (backup,) = shelf.store.backups()
+    assert not backup.complete
+    with pytest.raises(Refused, match="no dump file left"):
+        backup.format_to_restore()
+
+
+class Memory:
+    """A machine with one folder, in memory."""
+
+    def __init__(self, files: set[str]) -> None:
+        self._files = files
+
+    def entries(self, folder: str) -> list[Entry]:
+        return [Entry(name, 1) for name in self._files]
+
+    def read(self, path: str) -> bytes:
+        return b"an old script's"
+
+
+stamps = st.datetimes(datetime(2000, 1, 1), datetime(2099, 12, 31)).map(  # noqa: DTZ001
+    lambda at: at.replace(microsecond=0, tzinfo=UTC)
+)
+backup_names = st.builds(BackupName, stamps, st.sampled_from(["manual", "auto", "pre_migrate", "manual_2"]))
+files = st.builds("{}{}".format, backup_names, st.sampled_from([".dump", ".tar", ".sql", ".sql.gz", ".info", ".txt"]))
+found_files = st.sets(files | st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=20), max_size=20)
+
+
+@given(found_files)
+def test_every_file_of_ours_belongs_to_exactly_one_backup(names: set[str]) -> None:
+    store = Store(cast(Machine, Memory(names)), "/b")
+    backups = store.backups()
+    ours = {name for name in names if split_file(name)}
+    grouped = [f"{b.name}{f.extension}" for b in backups for f in b.sizes]
+    grouped += [f"{b.name}.info" for b in backups if b.has_info]
+    assert sorted(grouped) == sorted(ours)
+    times = [str(b.created_at) for b in backups]
+    assert times == sorted(times, reverse=True)
+    for backup in backups:
+        assert store.find(backup.name, "/elsewhere", lambda found: found[0]) == backup
+        assert backup in store.backups(backup.type)
+    whole = [b for b in backups if b.complete]
+    if whole:
+        assert store.find("latest", "/elsewhere", lambda found: found[0]) == whole[0]
+
+
+# Which one a word means
+
+
+def test_a_name(shelf: Shelf) -> None:
+    shelf.put(NEW, ".tar", ".sql")
+    found = shelf.find(NEW)
+    assert (found.name, found.chosen, found.format_to_restore()) == (NEW, None, Format.TAR)
+    assert found.path(Format.SQL) == f"{shelf.folder}/{NEW}.sql"
+    assert found.info_path == f"{shelf.folder}/{NEW}.info"
+
+
+def test_the_latest_is_the_newest_that_is_whole(shelf: Shelf) -> None:
+    shelf.put(OLD, ".dump")
+    shelf.put(AUTO, ".dump")
+    shelf.put(NEW, ".dump", proof=False)
+    assert shelf.find("latest").name == AUTO
+    assert shelf.find("latest:manual").name == OLD
+    assert shelf.find("latest:auto").name == AUTO
+    shelf.put("backup_pre_migrate_20200101_000000", ".dump")
+    assert shelf.find("latest:pre-migrate").name == "backup_pre_migrate_20200101_000000"
+
+
+@pytest.mark.parametrize("word", ["latest", "latest:auto", "latest:none"])
+def test_no_latest(shelf: Shelf, word: str) -> None:
+    shelf.put(NEW, ".dump", proof=False)
+    with pytest.raises(Refused, match="no whole backup"):
+        shelf.find(word)
+
+
+@pytest.mark.parametrize("word", ["latest:", "latest:all", "latest:Manual", "latest:a b"])
+def test_no_type(shelf: Shelf, word: str) -> None:
+    shelf.put(NEW, ".dump")
+    with pytest.raises(Refused):
+        shelf.find(word)
+
+
+def test_pick_asks(shelf: Shelf) -> None:
+    with pytest.raises(Refused, match="no backups"):
+        shelf.find("pick")
+    shelf.put(OLD, ".dump")
+    shelf.put(NEW, ".dump")
+    assert shelf.find("pick").name == OLD
+
+
+@pytest.mark.parametrize("extension", [".dump", ".tar", ".sql"])
+def test_a_path_fixes_the_format(shelf: Shelf, extension: str) -> None:
+    shelf.put(NEW, ".dump", ".tar", ".sql")
+    for word, cwd in (
+        (f"backups/postgres/{NEW}{extension}", shelf.root),
+        (f"./backups/../backups//postgres/{NEW}{extension}", shelf.root),
+        (f"{NEW}{extension}", shelf.folder),
+        (f"../postgres/{NEW}{extension}", shelf.folder),
+        (f"{shelf.folder}/{NEW}{extension}", Path("/")),
+    ):
+        found = shelf.find(word, cwd)
+        assert found.name == NEW
+        assert found.format_to_restore().extension == extension
+        assert os.path.samefile(found.path(found.format_to_restore()), shelf.folder / f"{NEW}{extension}")
+        assert found.complete
+
+
+def test_a_path_to_the_info_leaves_the_format_open(shelf: Shelf) -> None:
+    shelf.put(NEW, ".tar", ".sql")
+    found = shelf.find(f"backups/postgres/{NEW}.info")
+    assert (found.name, found.chosen, found.format_to_restore()) == (NEW, None, Format.TAR)
+
+
+def test_a_path_elsewhere_is_a_backup_there(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.put(NEW, ".dump", ".sql", folder=tmp_path)
+    found = shelf.find(f"{tmp_path}/{NEW}.sql")
+    assert found.path(found.format_to_restore()) == f"{tmp_path}/{NEW}.sql"
+    assert found.info is not None
+    with pytest.raises(Refused):
+        shelf.find(NEW)
+
+
+def test_a_link_is_what_it_points_at(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.put(NEW, ".dump", ".tar")
+    (shelf.folder / "backup_manual_latest.tar").symlink_to(f"{NEW}.tar")
+    (tmp_path / "my link").symlink_to(shelf.folder / "backup_manual_latest.tar")
+    for word in ("backups/postgres/backup_manual_latest.tar", "../my link"):
+        found = shelf.find(word)
+        assert (found.name, found.format_to_restore()) == (NEW, Format.TAR)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "self", "/nowhere/at/all"])
+def test_a_dangling_link_is_no_backup(shelf: Shelf, target: str) -> None:
+    (shelf.root / "self").symlink_to(target)
+    with pytest.raises(Refused, match="There is no backup"):
+        shelf.find("self")
+
+
+@pytest.mark.xfail(strict=True, raises=RecursionError, reason="links that lead to each other are followed for ever")
+def test_links_in_a_circle_are_no_backup(shelf: Shelf) -> None:
+    (shelf.root / "one").symlink_to("two")
+    (shelf.root / "two").symlink_to("one")
+    with pytest.raises(Refused):
+        shelf.find("one")
+
+
+@pytest.mark.parametrize(("filename", "extension"), [("prod dump", ".dump"), ("x.dump", ".tar"), ("x.tar", ".sql")])
+def test_a_dump_of_any_name_is_told_by_its_content(shelf: Shelf, filename: str, extension: str) -> None:
+    (shelf.root / filename).write_bytes(HEADS[extension])
+    found = shelf.find(filename)
+    assert found.format_to_restore().extension == extension
+    assert found.path(found.format_to_restore()) == f"{shelf.root}/{filename}"
+    assert (found.type, found.info, found.created_at) == ("", None, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x1f\x8b\x08\x00broken"])
+def test_a_file_that_is_no_dump(shelf: Shelf, content: bytes) -> None:
+    (shelf.root / "x").write_bytes(content)
+    with pytest.raises(Refused, match="no PostgreSQL dump"):
+        shelf.find("x")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["", "--force", "--help", "-", "-n", "nothing", "no/such/folder", NEW, f"{NEW}.dump", "/", "..", "backups", "a\nb"],
+)
+def test_what_is_no_backup(shelf: Shelf, word: str) -> None:
+    (shelf.root / "--force").write_bytes(HEADS[".dump"])
+    with pytest.raises(Refused) as caught:
+        shelf.find(word)
+    assert caught.value.code == 2
+    assert len(str(caught.value.message).splitlines()) == 1
+
+
+@pytest.mark.xfail(strict=True, raises=NotADirectoryError, reason="ends with 1, although there is no such backup")
+def test_a_path_through_a_file_is_no_backup(shelf: Shelf) -> None:
+    (shelf.root / "file").touch()
+    with pytest.raises(Refused):
+        shelf.find("file/x.dump")
+
+
+@pytest.mark.xfail(strict=True, reason="a path takes folders and links for files of the backup")
+def test_a_path_counts_the_files_that_the_name_does(shelf: Shelf) -> None:
+    shelf.put(NEW, ".dump")
+    (shelf.folder / f"{NEW}.tar").mkdir()
+    (shelf.folder / f"{NEW}.sql").symlink_to("nowhere")
+    assert shelf.find(f"backups/postgres/{NEW}.dump").sizes == shelf.find(NEW).sizes == {Format.DUMP: 8}
+
+
+# A new one
+
+
+def test_a_name_that_is_taken_waits_for_the_next_second(shelf: Shelf) -> None:
+    now = [AT + timedelta(seconds=0.25)]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += timedelta(seconds=seconds)
+
+    def free() -> str:
+        return str(shelf.store.free_name("manual", lambda: now[0], sleep))
+
+    assert free() == NEW
+    assert slept == []
+    shelf.put(NEW, ".sql")
+    assert free() == "backup_manual_20261122_143023"
+    assert slept == [0.75]
+    (shelf.folder / ".partial_backup_manual_20261122_143023").mkdir()
+    assert free() == "backup_manual_20261122_143024"
+    assert str(shelf.store.free_name("auto", lambda: AT, sleep)) == "backup_auto_20261122_143022"
+
+
+def test_the_name_is_in_utc(shelf: Shelf) -> None:
+    local = datetime.fromisoformat("2026-11-22T09:30:22-05:00")
+    assert str(shelf.store.free_name("manual", lambda: local, lambda _: None)) == NEW
