@@ -16,6 +16,7 @@ from .model import INFO, BackupName, Format, latest_link, parse_type, split_file
 
 PARTIAL = ".partial_"
 _CLEARED = ".cleared_"
+_MOST_LINKS = 8
 _TEMPORARY = re.compile(r"\.backup_.*\.new")
 
 
@@ -134,22 +135,25 @@ class Store:
         of_type = f" of type {type_}" if type_ else ""
         raise Refused(f"There is no whole backup{of_type} in {self.folder}.", hint="inv db.list")
 
-    def _by_path(self, path: str) -> Backup | None:
+    def _by_path(self, path: str, links: int = 0) -> Backup | None:
         folder, filename = str(PurePosixPath(path).parent), PurePosixPath(path).name
-        entries = {e.name: e for e in self.machine.entries(folder) or []}
+        try:
+            entries = {e.name: e for e in self.machine.entries(folder) or []}
+        except NotADirectoryError:
+            return None
         entry = entries.get(filename)
-        if entry is None:
+        if entry is None or links > _MOST_LINKS:
             return None
         if entry.target is not None:
-            target = str(PurePosixPath(folder) / entry.target)
-            return self._by_path(target) if target != path else None
+            return self._by_path(str(PurePosixPath(folder) / entry.target), links + 1)
         if not entry.is_file:
             raise Refused(f"{path} is no file.", hint="inv db.list")
         parsed = split_file(filename)
         if parsed is None:
             return self._foreign(folder, entry)
         name, extension = parsed
-        ours = {ext: entries[f"{name}{ext}"] for ext in _extensions() if f"{name}{ext}" in entries}
+        files = {ext: entries.get(f"{name}{ext}") for ext in _extensions()}
+        ours = {ext: file for ext, file in files.items() if file and file.is_file}
         return self._backup(name, ours, folder, _format(extension))
 
     def _foreign(self, folder: str, entry: Entry) -> Backup:
