@@ -221,13 +221,22 @@ class _Heedless:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
+        try:
             self._stream.write(text)
+        except OSError:
+            self._give_up()
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        try:
             self._stream.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        # What stays in its buffer would fail once more when Python ends, and change our exit code to 120.
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
