@@ -209,7 +209,7 @@ def restore(c: Context, backup: str, force: bool = False, wait: str = "0", json:
             run.report.planned(workflow.plan(run.desk, found))
             return None
         result = workflow.restore(run.desk, found, force=force, interactive=sys.stdin.isatty(), wait=seconds)
-        run.report.restored(result)
+        run.report.restored(result, counted=found.info is not None)
         return result
 
 

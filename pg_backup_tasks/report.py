@@ -167,7 +167,7 @@ class Report:
                 self.note(line)
                 print(self._clean(line))
 
-    def restored(self, result: Result) -> None:
+    def restored(self, result: Result, *, counted: bool) -> None:
         """Show what a restore did."""
         self.note(f"restored {result.backup} into {result.database}")
         if self._as_json:
@@ -181,10 +181,8 @@ class Report:
                 }
             )
         else:
-            print(
-                f"Restored {result.backup} into {result.database} in {duration(result.seconds)}; "
-                "every table has the rows recorded."
-            )
+            proof = "every table has the rows recorded" if counted else "how many rows it should have, nobody recorded"
+            print(f"Restored {result.backup} into {result.database} in {duration(result.seconds)}; {proof}.")
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
