@@ -312,7 +312,7 @@ def _show(figures: list[Figure], document: dict[str, Any]) -> None:
     table.add_column("measured", no_wrap=True)
     for name in ("ours", "theirs", "ratio", "limit"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("met")
+    table.add_column("met", no_wrap=True)
     for figure in figures:
         table.add_row(*_row(figure))
     Console(width=80).print(table)
