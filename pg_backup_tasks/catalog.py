@@ -62,7 +62,7 @@ from pg_database d where d.datname = current_database()
 _TABLES = """
 select coalesce(json_agg(json_build_object(
   'table', n.nspname || '.' || c.relname,
-  'bytes', pg_table_size(c.oid),
+  'bytes', pg_relation_size(c.oid) + case when c.reltoastrelid <> 0 then pg_relation_size(c.reltoastrelid) else 0 end,
   'readable', has_table_privilege(c.oid, 'SELECT') and has_schema_privilege(n.oid, 'USAGE'),
   'hidden', row_security_active(c.oid))), '[]')
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
