@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,45 +101,35 @@ def running_sshd(folder: Path) -> Iterator[Sshd]:
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what its package makes when the service starts
     program = shutil.which("sshd", path=f"{os.defpath}:/usr/sbin:/usr/local/sbin") or "sshd"
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([program, "-D", "-e", "-f", str(folder / "config")], stderr=log, cwd="/")
-    try:
-        _wait_until_it_listens(sshd, server)
+    # Guarded, so that it ends with us however we end.
+    with Process(Command((program, "-D", "-e", "-f", str(folder / "config")))) as server:
+        _wait_until(server, lambda: _listens(sshd.port))
         yield sshd
-    finally:
-        server.terminate()
-        server.wait()
 
 
-def _wait_until_it_listens(sshd: Sshd, server: subprocess.Popen[bytes]) -> None:
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _wait_until(server: Process, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", sshd.port), timeout=1).close()
-        except OSError:
-            assert server.poll() is None, (sshd.folder / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        else:
-            return
+    while not ready():
+        assert server.poll() is None, server.wait().err
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @contextmanager
 def one_connection(sshd: Sshd) -> Iterator[str]:
     """Hold one connection that many commands can use, which saves the handshake; yield its control socket."""
     control = str(sshd.folder / "control")
-    with subprocess.Popen(
-        [*sshd.ssh(control)[:-1], "-M", "-N", "127.0.0.1"], stdin=subprocess.DEVNULL, start_new_session=True
-    ) as master:
-        deadline = time.monotonic() + 10
-        while not Path(control).is_socket():
-            assert master.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        try:
-            yield control
-        finally:
-            master.terminate()
+    with Process(Command((*sshd.ssh(control)[:-1], "-M", "-N", "127.0.0.1"))) as master:
+        _wait_until(master, Path(control).is_socket)
+        yield control
 
 
 class _FarSession(PsqlSession):
