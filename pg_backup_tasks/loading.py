@@ -15,6 +15,7 @@ from .info import DatabaseInfo
 from .machine import CommandError, Load
 from .model import Database, Format
 from .postgres import identifier, literal
+from .properties import Statement
 from .store import Backup
 from .url import elsewhere
 
@@ -37,12 +38,14 @@ _MISSING = {
 class Target:
     """Where a dump goes.
 
-    *whole* asks for one transaction, for a database that others can see already; *owned* for owners and grants.
+    *whole* asks for one transaction, for a database that others can see already, and *properties* are given to it
+    in that; *owned* asks for owners and grants.
     """
 
     connection: Connection
     whole: bool
     owned: bool = True
+    properties: tuple[Statement, ...] = ()
 
 
 def load(desk: Desk, backup: Backup, format_: Format, target: Target) -> None:
@@ -56,13 +59,14 @@ def load(desk: Desk, backup: Backup, format_: Format, target: Target) -> None:
     tools = postgres.any_tools(desk.tools)
     newer = frozenset(name for name, major in _SETTINGS_SINCE.items() if server.major < major)
     command = postgres.psql_loading(tools, connection.database, server.options)
+    after = catalog.check_rows(backup.info.tables if backup.info else {}) + properties.leniently(target.properties)
     job = Load(
         psql=command,
         path=backup.path(format_),
         codec=postgres.codec(backup.info.database.encoding if backup.info else "UTF8"),
         reader=postgres.print_sql(tools) if format_.is_archive else None,
         before="begin;\n" if target.whole else "",
-        after=catalog.check_rows(backup.info.tables if backup.info else {}) + ("commit;\n" if target.whole else ""),
+        after=after + ("commit;\n" if target.whole else ""),
         skip_settings=newer,
         skip_restrict=not tools.knows_restrict,
         skip_owners=not target.owned,
@@ -83,6 +87,8 @@ def load(desk: Desk, backup: Backup, format_: Format, target: Target) -> None:
     if done.code:
         desk.report.note(done.err)
         raise _refusal(CommandError(command, done), connection.database)
+    for statement in properties.refused(done.err, target.properties):
+        _say_refused(desk, statement)
 
 
 def _refusal(error: CommandError, database: Database) -> TaskError:
@@ -185,16 +191,25 @@ def clear_scratch(desk: Desk, connection: Connection) -> None:
             desk.report.say(f"Dropped {name}, which an earlier run had not finished filling.")
 
 
-def apply_properties(
+def apply_properties(desk: Desk, connection: Connection, info: DatabaseInfo, name: str) -> None:
+    """Give database *name*, just made, its recorded owner, grants, settings, comment; say what could not be given."""
+    for statement in properties_of(desk, connection, info, name):
+        if connection.session.attempt(statement.sql) is not None:
+            _say_refused(desk, statement)
+
+
+def properties_of(
     desk: Desk, connection: Connection, info: DatabaseInfo, name: str, now: DatabaseInfo | None = None
-) -> None:
-    """Give database *name* its recorded owner, grants, settings and comment; say what could not be given.
+) -> tuple[Statement, ...]:
+    """Return what gives database *name* its recorded owner, grants, settings and comment; say whose are left out.
 
     *now* is what it has, None for a database just made.
     """
     roles = catalog.role_names(connection.session)
     if missing := properties.missing_roles(info, roles):
         desk.report.warn(f"The server has no role {', '.join(missing)}; what was theirs is left out.")
-    for statement in properties.statements(info, name, roles, now):
-        if connection.session.attempt(statement.sql) is not None:
-            desk.report.warn(f"The server does not let this user set {statement.what}.")
+    return tuple(properties.statements(info, name, roles, now))
+
+
+def _say_refused(desk: Desk, statement: Statement) -> None:
+    desk.report.warn(f"The server does not let this user set {statement.what}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .info import DatabaseInfo, Setting
@@ -10,6 +11,7 @@ from .postgres import identifier, literal
 
 _PRIVILEGES = {"C": "CREATE", "T": "TEMPORARY", "c": "CONNECT"}
 _ACL = re.compile(r'(?P<grantee>"(?:[^"]|"")*"|[^=]*)=(?P<privileges>[A-Za-z*]*)/')
+_REFUSED = "pg_backup_tasks: refused "
 # What a database has that nobody granted anything on.
 _EVERYBODYS = ["=Tc/"]
 # These take a list; quoted as a whole, the list would become one name.
@@ -70,6 +72,20 @@ def statements(info: DatabaseInfo, name: str, roles: set[str], now: DatabaseInfo
     if info.owner in roles and not (now and now.owner == info.owner):
         found.append(Statement(f"alter database {target} owner to {identifier(info.owner)}", f"its owner {info.owner}"))
     return found
+
+
+def leniently(statements: Sequence[Statement]) -> str:
+    """Return SQL that tries each statement within a transaction that goes on; psql says which were refused."""
+    tries = (
+        f"begin execute {literal(s.sql)}; exception when others then raise warning {literal(f'{_REFUSED}{n}.')}; end;"
+        for n, s in enumerate(statements)
+    )
+    return f"do {literal('begin ' + ' '.join(tries) + ' end')};\n" if statements else ""
+
+
+def refused(said: str, statements: Sequence[Statement]) -> list[Statement]:
+    """Return the statements that psql said were refused."""
+    return [s for n, s in enumerate(statements) if f"{_REFUSED}{n}." in said]
 
 
 def _settings(info: DatabaseInfo, target: str, roles: set[str], now: list[Setting]) -> list[Statement]:

@@ -13,6 +13,7 @@ from .errors import Failed, Refused, Unreachable
 from .loading import Target
 from .model import Database, Format
 from .postgres import identifier
+from .properties import Statement
 from .store import Backup
 from .url import elsewhere
 
@@ -108,11 +109,12 @@ def _announce(desk: Desk, backup: Backup, format_: Format, database: Database, m
 
 
 def _into_empty(desk: Desk, backup: Backup, format_: Format, connection: Connection) -> None:
-    """Load in one transaction: the database stays empty unless everything arrives."""
-    loading.load(desk, backup, format_, Target(connection, whole=True))
+    """Load in one transaction: the database stays empty, and what it was, unless everything arrives."""
+    properties: tuple[Statement, ...] = ()
     if backup.info:
         now, _ = catalog.describe(connection.session, connection.database)
-        loading.apply_properties(desk, connection, backup.info.database, connection.database.name, now)
+        properties = loading.properties_of(desk, connection, backup.info.database, connection.database.name, now)
+    loading.load(desk, backup, format_, Target(connection, whole=True, properties=properties))
     loading.analyze(connection)
 
 

@@ -928,12 +928,12 @@ class _Writing:
 
 
 def test_a_pipeline_is_cancelled_while_it_is_full(tmp_path: Path) -> None:
-    """Nobody reads what the reader prints any more, so nobody takes what is fed to it."""
+    """The reader takes no more of what it is fed, and prints what nobody reads any more."""
     machine, file = Here(), tmp_path / "plain"
 
     def work() -> None:
         writer = cast("Job", _Writing())
-        machine.derive(Command(("cat",)), "/dev/zero", "utf-8", plain=str(file), packed=None, writer=writer)
+        machine.derive(Command(("yes",)), "/dev/zero", "utf-8", plain=str(file), packed=None, writer=writer)
 
     def run() -> None:
         with Crew(machine) as crew:

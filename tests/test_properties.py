@@ -146,6 +146,9 @@ class Place:
         for statement in properties.statements(info, name, catalog.role_names(self.session), now):
             self.session.ask(statement.sql)
 
+    def apply_leniently(self, info: DatabaseInfo, name: str, now: DatabaseInfo) -> None:
+        self.session.ask(properties.leniently(properties.statements(info, name, catalog.role_names(self.session), now)))
+
     def copy(self, info: DatabaseInfo) -> str:
         name = self.new_name()
         self.session.ask(properties.creations(info, name, self.server.major)[0])
@@ -294,7 +297,12 @@ def test_any_text_comes_back(pair: Pair, comment: str, schemas: list[str], own: 
         place.session.ask(f"alter database {target} set search_path to {', '.join(map(literal, schemas))}")
     place.session.ask(f"alter database {target} set my.own to {literal(own)}")
     info = place.describe(first)
+    blank = place.describe(second)
     place.apply(info, second)
+    assert place.describe(second) == info
+    place.apply(blank, second, info)
+    assert place.describe(second) == blank
+    place.apply_leniently(info, second, blank)
     assert place.describe(second) == info
 
 
@@ -304,6 +312,25 @@ def test_an_owner_with_less_than_everything_stays_so(newest: Place) -> None:
     newest.session.ask(f"revoke temporary on database {identifier(name)} from {owner}")
     info = newest.describe(name)
     assert newest.describe(newest.copy(info)) == info
+
+
+def test_what_is_refused_is_told_and_the_rest_is_done(newest: Place) -> None:
+    name = newest.create()
+    target = identifier(name)
+    statements = [
+        properties.Statement(f"alter database {target} set no_such_setting = '1'", "the first"),
+        properties.Statement(f"alter database {target} set work_mem = '5MB'", "the second"),
+        properties.Statement("select 1 / 0 -- it's", "the third"),
+    ]
+    there = url.elsewhere(newest.database, name)
+    command = postgres.psql_loading(newest.tools, there, "")
+    with process.Process(command, conversation=True) as psql:
+        psql.send(f"begin;\n{properties.leniently(statements)}commit;\n\\q\n".encode())
+        done = psql.wait()
+    assert done.code == 0, done.err
+    assert [s.what for s in properties.refused(done.err, statements)] == ["the first", "the third"]
+    assert [(s.name, s.value) for s in newest.describe(name).settings] == [("work_mem", "5MB")]
+    assert properties.leniently([]) == ""
 
 
 @pytest.mark.xfail(strict=True, reason="as long as it owns the database, a grant to it is none of its own")
