@@ -20,9 +20,10 @@ _ESCAPES = b"E'"
 _DATABASES = (b"DATABASE", b"DATABASE PROPERTIES")
 _OF_A_DATABASE = (b"COMMENT", b"ACL", b"SECURITY LABEL")
 # Whole lines at once that close all their quotes and say nothing to us: all else is looked at line by line.
+# The loops around groups are not possessive: before Python 3.11.5 such a one could match too little.
 _BORING = rb"""(?:
-    (?!COPY[ ]|SET[ ]|\\|--[ ]PostgreSQL%s) (?: [^'"$\n-]++ | -(?!-) | "[^"\n]*+" | '[^'\\\n]*+' )*+ (?:--[^\n]*+)? \n
-)++"""
+    (?!COPY[ ]|SET[ ]|\\|--[ ]PostgreSQL%s) (?: [^'"$\n-]++ | -(?!-) | "[^"\n]*+" | '[^'\\\n]*+' )* (?:--[^\n]*+)? \n
+)+"""
 _EDITED = rb"|--[ ]Name:[ ]|--[ ]Data[ ]for[ ]|BEGIN;|COMMIT;|ALTER[ ]|GRANT[ ]|REVOKE[ ]|DROP[ ]DATABASE[ ]"
 _BORING_TO_A_READER = re.compile(_BORING % b"", re.VERBOSE)
 _BORING_TO_AN_EDITOR = re.compile(_BORING % _EDITED, re.VERBOSE)
