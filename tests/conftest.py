@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,10 @@ hypothesis_settings.register_profile(
 )
 hypothesis_settings.load_profile("ours")
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
+
+# A shell's background job has it ignored, and would hand that on to every run that a test means to interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TASKS = """\
 from invoke import Collection
