@@ -16,6 +16,8 @@ from typing import Protocol
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
+from .model import Item
+
 OLDEST, NEWEST = (1, 12), (1, 16)
 CUSTOM, TAR = 1, 3
 NONE, GZIP = 0, 1
@@ -46,24 +48,12 @@ class UnsupportedError(Exception):
     """A newer or differently compressed archive: only its own pg_restore can read it."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of an archive's table of contents."""
+@dataclass(frozen=True, kw_only=True)
+class Entry(Item):
+    """One line of an archive's table of contents; *member* is its file in a tar."""
 
-    id: int
-    kind: str
-    schema: str
-    name: str
-    owner: str
-    definition: str
-    copy: str
     member: str
     has_data: bool
-
-    @property
-    def table(self) -> str:
-        """`schema.name`, as `.info` names tables."""
-        return f"{self.schema}.{self.name}"
 
 
 @dataclass(frozen=True)
@@ -178,14 +168,30 @@ def _entry(reader: _Reader, version: tuple[int, int], kind: int) -> Entry:
         reader.int()  # relkind
     owner = reader.text() or ""
     reader.text()  # WITH OIDS, long gone
-    while reader.text() is not None:
-        pass  # what it depends on
+    needs = frozenset(map(_id, iter(reader.text, None)))
     if kind == TAR:
         member = reader.text() or ""
     else:
         member = ""
         reader.exactly(1 + reader.offset_size)
-    return Entry(number, what, schema, tag, owner, definition, copy, member, has_data)
+    return Entry(
+        id=number,
+        kind=what,
+        schema=schema,
+        name=tag,
+        owner=owner,
+        definition=definition,
+        copy=copy,
+        needs=needs,
+        member=member,
+        has_data=has_data,
+    )
+
+
+def _id(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text, re.ASCII):
+        raise DamagedError("has a damaged table of contents")
+    return int(text)
 
 
 def scan_custom(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[str, int]]:

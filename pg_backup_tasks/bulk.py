@@ -16,9 +16,11 @@ from isal.igzip_lib import IsalError
 from . import archive, signals
 from .errors import Failed
 from .machine import Examined, Job
-from .model import Digest, Format
+from .model import Digest, Format, Item
 from .sqltext import SqlDump
 
+# The rows of each table, and the objects in a dump.
+_Read = tuple[dict[str, int], tuple[Item, ...]]
 CHUNK = archive.CHUNK
 _PACKED_AHEAD = 32
 _GZIP = 31  # zlib's window bits for a gzip header around deflate
@@ -197,33 +199,38 @@ def examine(
 ) -> Examined:
     """Read a dump file to its end, unpacking all of it; see Machine.examine."""
     try:
-        rows = _READERS[format_](path, codec, writer, cancelled)
+        rows, items = _READERS[format_](path, codec, writer, cancelled)
     except archive.DamagedError as error:
         return Examined(digest(path, cancelled), problem=str(error))
     except archive.UnsupportedError:
         return Examined(digest(path, cancelled))
-    return Examined(digest(path, cancelled), rows)
+    return Examined(digest(path, cancelled), rows, items)
 
 
-def _read_dump(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> dict[str, int]:
+def _read_dump(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> _Read:
     with io.BufferedReader(Growing(path, writer, cancelled), CHUNK) as file:
-        return archive.scan_custom(file, codec)[1]
+        return _of_archive(archive.scan_custom(file, codec))
 
 
-def _read_tar(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> dict[str, int]:
+def _read_tar(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> _Read:
     _wait_for(writer, cancelled)  # a tar's members are read by their place
     with io.BufferedReader(_Stoppable(path, cancelled), CHUNK) as file:
-        return archive.scan_tar(file, codec)[1]
+        return _of_archive(archive.scan_tar(file, codec))
 
 
-def _read_sql(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> dict[str, int]:
+def _read_sql(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> _Read:
     _wait_for(writer, cancelled)
-    dump = SqlDump(codec)
+    dump = SqlDump(codec, headings=True)
     for data in sql_chunks(path, cancelled):
         dump.feed(data)
     if not dump.complete:
         raise archive.DamagedError("ends before pg_dump's closing line")
-    return dump.rows
+    return dump.rows, tuple(dump.items)
+
+
+def _of_archive(scanned: tuple[archive.Contents, dict[str, int]]) -> _Read:
+    contents, rows = scanned
+    return rows, tuple(contents.entries.values())
 
 
 def _wait_for(writer: Job | None, cancelled: threading.Event) -> None:
@@ -232,7 +239,7 @@ def _wait_for(writer: Job | None, cancelled: threading.Event) -> None:
             raise Cancelled
 
 
-_READERS: dict[Format, Callable[[str, str, Job | None, threading.Event], dict[str, int]]] = {
+_READERS: dict[Format, Callable[[str, str, Job | None, threading.Event], _Read]] = {
     Format.DUMP: _read_dump,
     Format.TAR: _read_tar,
     Format.SQL_GZ: _read_sql,

@@ -146,6 +146,7 @@ class Here:
             skip_settings=load.skip_settings,
             skip_restrict=load.skip_restrict,
             skip_owners=load.skip_owners,
+            leave_out=load.leave_out,
             one_transaction=bool(load.before),
             one_database=True,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from .desk import Connection, Desk
 from .errors import Failed, TaskError, Unreachable
 from .info import DatabaseInfo
 from .machine import CommandError, Load
-from .model import Database, Format
+from .model import Database, Format, Item
 from .postgres import identifier, literal
 from .properties import Statement
 from .store import Backup
@@ -35,17 +35,31 @@ _MISSING = {
 
 
 @dataclass(frozen=True)
+class Part:
+    """What of a dump is wanted, and the SQL before and after it in the same transaction.
+
+    *counted* are the tables (`schema.name`) whose rows must then be as recorded, None for all of them.
+    """
+
+    wanted: Callable[[Item], bool]
+    before: str = ""
+    after: str = ""
+    counted: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
 class Target:
     """Where a dump goes.
 
     *whole* asks for one transaction, for a database that others can see already, and *properties* are given to it
-    in that; *owned* asks for owners and grants.
+    in that; *owned* asks for owners and grants; *part* for less than the whole dump.
     """
 
     connection: Connection
     whole: bool
     owned: bool = True
     properties: tuple[Statement, ...] = ()
+    part: Part | None = None
 
 
 def load(desk: Desk, backup: Backup, format_: Format, target: Target) -> None:

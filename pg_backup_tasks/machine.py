@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .errors import Failed
-from .model import Command, Digest, Format
+from .model import Command, Digest, Format, Item
 
 Progress = Callable[[int], None]
 
@@ -34,10 +34,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Examined:
-    """A dump file read to its end: its digest, the rows of each table, and what is wrong with it."""
+    """A dump file read to its end: its digest, the rows of each table, its objects, and what is wrong with it."""
 
     digest: Digest
     rows: dict[str, int] | None = None
+    items: tuple[Item, ...] | None = None
     problem: str | None = None
 
 
@@ -68,6 +69,7 @@ class Load:
     skip_settings: frozenset[str] = frozenset()
     skip_restrict: bool = False
     skip_owners: bool = False
+    leave_out: Callable[[Item], bool] | None = None
 
 
 class CommandError(Failed):

@@ -128,6 +128,28 @@ class Digest:
     sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One object of a dump, as its heading names it; the last four are known of archives only.
+
+    *needs* are the ids of what must be there before it, *copy* is the COPY statement before its rows.
+    """
+
+    kind: str
+    schema: str
+    name: str
+    owner: str
+    id: int = 0
+    definition: str = ""
+    copy: str = ""
+    needs: frozenset[int] = frozenset()
+
+    @property
+    def table(self) -> str:
+        """`schema.name`, as `.info` names tables."""
+        return f"{self.schema}.{self.name}"
+
+
 @dataclass(frozen=True)
 class Database:
     """Where a database is and how to log in; what libpq needs, never shown with its password."""

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
-_HEADING = re.compile(rb"-- (?:Data for )?Name: (?P<name>.*); Type: (?P<kind>[A-Z ]+); Schema: ")
+from .model import Item
+
+_HEADING = re.compile(
+    rb"-- (?:Data for )?Name: (?P<name>.*); Type: (?P<kind>[A-Z -]+); "
+    rb"Schema: (?P<schema>.*); Owner: (?P<owner>.*?)(?:; Tablespace: .*)?$"
+)
+# Said before the heading of what it is for, so at the end of what stands before that.
+_OF_THE_NEXT = (b"SET default_tablespace = ", b"SET default_table_access_method = ")
 _SET = re.compile(rb"SET (?P<name>\w+) = (?P<value>.*);$")
 _OWNERSHIP = re.compile(rb"ALTER .* OWNER TO .*;$|(?:GRANT|REVOKE|ALTER DEFAULT PRIVILEGES) .*;$")
 _NAME = re.compile(r'(?P<schema>"(?:[^"]|"")*"|[^".\s]+)\.(?P<name>"(?:[^"]|"")*"|[^"\s(]+)')
@@ -24,8 +32,10 @@ _OF_A_DATABASE = (b"COMMENT", b"ACL", b"SECURITY LABEL")
 _BORING = rb"""(?:
     (?!COPY[ ]|SET[ ]|\\|--[ ]PostgreSQL%s) (?: [^'"$\n-]++ | -(?!-) | "[^"\n]*+" | '[^'\\\n]*+' )* (?:--[^\n]*+)? \n
 )+"""
+_HEADED = rb"|--[ ]Name:[ ]|--[ ]Data[ ]for[ ]"
 _EDITED = rb"|--[ ]Name:[ ]|--[ ]Data[ ]for[ ]|BEGIN;|COMMIT;|ALTER[ ]|GRANT[ ]|REVOKE[ ]|DROP[ ]DATABASE[ ]"
 _BORING_TO_A_READER = re.compile(_BORING % b"", re.VERBOSE)
+_BORING_TO_A_LIBRARIAN = re.compile(_BORING % _HEADED, re.VERBOSE)
 _BORING_TO_AN_EDITOR = re.compile(_BORING % _EDITED, re.VERBOSE)
 # A line longer than this is taken in pieces if it is within quotes: one value can have a gigabyte.
 _LONG_LINE = 1 << 18
@@ -38,7 +48,8 @@ class SqlDump:
     and `\\unrestrict`, which a psql of before August 2025 dies on; *one_transaction* leaves out the BEGIN and
     COMMIT that pg_dump puts around large objects, which would end a transaction around the whole; *skip_owners*
     leaves out who owns and may use what; *one_database* what `pg_dump --create` adds to make (or drop) the
-    database of the dump's own choice and go on in that one.
+    database of the dump's own choice and go on in that one; *leave_out* tells of each object whether it is to be
+    left out. *headings* asks for the objects to be listed in `items`.
     """
 
     def __init__(
@@ -50,6 +61,8 @@ class SqlDump:
         one_transaction: bool = False,
         skip_owners: bool = False,
         one_database: bool = False,
+        leave_out: Callable[[Item], bool] | None = None,
+        headings: bool = False,
     ) -> None:
         self._codec = codec
         self._skip_settings = skip_settings
@@ -57,8 +70,13 @@ class SqlDump:
         self._one_transaction = one_transaction
         self._skip_owners = skip_owners
         self._one_database = one_database
-        self._edits = bool(skip_settings or skip_restrict or one_transaction or skip_owners or one_database)
-        self._boring = _BORING_TO_AN_EDITOR if self._edits else _BORING_TO_A_READER
+        self._leave_out = leave_out
+        self._headings = headings
+        self._edits = any(
+            (skip_settings, skip_restrict, one_transaction, skip_owners, one_database, leave_out is not None)
+        )
+        reader = _BORING_TO_A_LIBRARIAN if headings else _BORING_TO_A_READER
+        self._boring = _BORING_TO_AN_EDITOR if self._edits else reader
         self._rest = b""
         self._passed: list[bytes] = []
         self._kind = b""
@@ -71,6 +89,7 @@ class SqlDump:
         self._ended = False
         self._restricted_by: bytes | None = None
         self.rows: dict[str, int] = {}
+        self.items: list[Item] = []
 
     @property
     def complete(self) -> bool:
@@ -103,8 +122,8 @@ class SqlDump:
         rest, self._rest = self._rest, b""
         return rest if self._edits else b""
 
-    def _pass(self, piece: bytes) -> None:
-        if self._edits and not self._skipping:
+    def _pass(self, piece: bytes, *, always: bool = False) -> None:
+        if self._edits and (always or not self._skipping):
             self._passed.append(piece)
 
     def _take_rows(self, data: bytes, start: int) -> int:
@@ -157,7 +176,7 @@ class SqlDump:
         keep = not self._fresh or self._keeps(line)
         self._fresh = True
         if keep:
-            self._pass(data[start : end + 1])
+            self._pass(data[start : end + 1], always=self._skipping and line.startswith(_OF_THE_NEXT))
         return end + 1
 
     def _begin_rows(self) -> None:
@@ -226,14 +245,26 @@ class SqlDump:
     def _take_comment(self, line: bytes) -> None:
         if heading := _HEADING.match(line):
             self._kind = heading["kind"]
-            self._skipping = self._one_database and (
-                self._kind in _DATABASES or (self._kind in _OF_A_DATABASE and heading["name"].startswith(b"DATABASE "))
-            )
+            self._skipping = self._unwanted(heading)
         elif line == _COMPLETE:
             self._ended = True
             self._skipping = False
         elif line == _BEGINNING:  # another dump behind the first
             self._ended = False
+
+    def _unwanted(self, heading: re.Match[bytes]) -> bool:
+        if self._headings or self._leave_out:
+            kind, schema, name, owner = (
+                heading[part].decode(self._codec, "surrogateescape") for part in ("kind", "schema", "name", "owner")
+            )
+            item = Item(kind=kind, schema=schema, name=name, owner=owner)
+            if self._headings:
+                self.items.append(item)
+            if self._leave_out and self._leave_out(item):
+                return True
+        return self._one_database and (
+            self._kind in _DATABASES or (self._kind in _OF_A_DATABASE and heading["name"].startswith(b"DATABASE "))
+        )
 
     def _keeps_command(self, line: bytes) -> bool:
         command, _, key = line.partition(b" ")

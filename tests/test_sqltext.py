@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
 import subprocess
 import tracemalloc
@@ -14,6 +15,7 @@ from conftest import Server, clean_environ
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pg_backup_tasks import archive
 from pg_backup_tasks.sqltext import SqlDump
 
 SETTINGS = frozenset({"transaction_timeout"})
@@ -374,3 +376,40 @@ def test_the_rows_counted_are_the_databases(
         assert complete
     inserts = whole(dump_of(server, "--inserts"))
     assert inserts[1:] == ({}, True)
+
+
+@pytest.mark.parametrize("major", [15, 18])
+def test_the_objects_listed_are_the_archives(
+    counted: Callable[[int], tuple[Server, dict[str, int]]], major: int
+) -> None:
+    server, _ = counted(major)
+    dump = SqlDump(headings=True)
+    dump.feed(dump_of(server))
+    contents, _ = archive.scan_custom(io.BytesIO(dump_of(server, "--format=custom")))
+    # Its own settings have no heading, and what belongs to the database is printed for --create only.
+    unsaid = ("ENCODING", "STDSTRINGS", "SEARCHPATH", "DATABASE", "DATABASE PROPERTIES")
+    theirs = {
+        (e.kind, e.schema or "-", e.name.replace("\n", " "))
+        for e in contents.entries.values()
+        if e.kind not in unsaid and not e.name.startswith("DATABASE ")
+    }
+    assert theirs == {(i.kind, i.schema, i.name) for i in dump.items}
+
+
+def test_what_is_left_out_takes_nothing_else_along(
+    counted: Callable[[int], tuple[Server, dict[str, int]]],
+) -> None:
+    server, rows = counted(18)
+    dump = dump_of(server)
+    everything = SqlDump(headings=True)
+    everything.feed(dump)
+    kinds = {item.kind for item in everything.items}
+    assert whole(dump, leave_out=lambda _: False) == whole(dump)
+    pieces = [whole(dump, leave_out=lambda item, kind=kind: item.kind == kind)[0] for kind in kinds]
+    for kind, rest in zip(kinds, pieces, strict=True):
+        kept = SqlDump(headings=True)
+        kept.feed(rest)
+        assert kept.items == [i for i in everything.items if i.kind != kind]
+        assert kept.complete
+        assert rest.count(b"SET default_table") == dump.count(b"SET default_table")
+        assert (kept.rows == rows) == (kind != "TABLE DATA")
