@@ -38,12 +38,14 @@ class Choice:
 
 
 def read_env_file(text: str, path: str) -> dict[str, str]:
-    """Return the URLs a `.env` file sets, by variable name.
+    """Return the URLs a `.env` file sets, by variable name; its bytes that are no UTF-8 are escaped in *text*.
 
-    Raises Refused, with file and line, for a line that Node's dotenv and python-dotenv read differently.
+    Raises Refused, with file and line, for a URL with such bytes and for a line that Node's dotenv and python-dotenv
+    read differently.
     """
     from dotenv.parser import parse_stream
 
+    _refuse_wide(text, path)
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     ours: dict[str, str | None] = {}
     lines: dict[str, int] = {}
@@ -53,6 +55,7 @@ def read_env_file(text: str, path: str) -> dict[str, str]:
         if binding.error:
             _refuse_if_wanted(binding.original.string, path, line)
         elif binding.key in WANTED:
+            _refuse_bytes(binding.value or "", path, line)
             _refuse_expansion(binding.value or "", path, line)
             ours[binding.key], lines[binding.key] = binding.value, line
     nodes = _as_node_reads(text)
@@ -71,6 +74,19 @@ def _as_node_reads(text: str) -> dict[str, str]:
             value = value.replace("\\n", "\n").replace("\\r", "\r")
         values[match["key"]] = value
     return values
+
+
+def _refuse_wide(text: str, path: str) -> None:
+    if "\0" in text:
+        raise Refused(f"The file {path} is UTF-16 or no text at all.", hint="save it as UTF-8")
+
+
+def _refuse_bytes(value: str, path: str, number: int) -> None:
+    if re.search("[\udc80-\udcff]", value):
+        raise Refused(
+            f"The line {path}:{number} has a URL with bytes that are not UTF-8.",
+            hint="save the file as UTF-8, and percent-encode what is special in the user, password and name",
+        )
 
 
 def _refuse_if_wanted(line: str, path: str, number: int) -> None:

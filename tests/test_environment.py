@@ -249,8 +249,26 @@ def test_a_direct_url_in_the_environment_says_nothing_about_the_file() -> None:
         choose({"DATABASE_URL": POOLED}, FILE, {"DIRECT_URL": URL})
 
 
-def test_a_file_of_bytes_that_are_no_text() -> None:
+@pytest.mark.parametrize("value", ["p\xe4ss@h/d", "p@h/d?host=\xe4", "\xa0"])
+def test_bytes_that_are_no_utf_8_are_refused_with_their_line(value: str) -> None:
     # A password in Latin-1 is a different password to every reader: better none than a wrong one.
-    raw = b'DATABASE_URL="postgres://u:p\xe4ss@h/d"\n'
-    with pytest.raises(Refused, match="UTF-8"):
-        choose(read_env_file(raw.decode("utf-8", "surrogateescape"), FILE), FILE, {})
+    raw = f'# gr\xfcn\nDATABASE_URL="postgres://u:SECRET{value}" # gr\xfcn\n'.encode("latin-1")
+    with pytest.raises(Refused) as caught:
+        read_env_file(raw.decode("utf-8", "surrogateescape"), FILE)
+    assert f"{FILE}:2 " in str(caught.value)
+    assert "UTF-8" in str(caught.value.hint)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_bytes_elsewhere_in_the_file_are_left_alone() -> None:
+    raw = f"# gr\xfcn\nOTHER=\xe4\nDATABASE_URL={URL} # gr\xfcn\n".encode("latin-1")
+    assert read_env_file(raw.decode("utf-8", "surrogateescape"), FILE) == {"DATABASE_URL": URL}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+def test_a_file_of_wide_characters_is_refused(encoding: str) -> None:
+    # Every reader would find no DATABASE_URL in it, and not say why.
+    with pytest.raises(Refused, match="UTF-16") as caught:
+        read_env_file(f"DATABASE_URL={URL}\n".encode(encoding).decode("utf-8", "surrogateescape"), FILE)
+    assert FILE in str(caught.value)
+    assert "UTF-8" in str(caught.value.hint)
