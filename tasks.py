@@ -28,13 +28,17 @@ def lint(c: Context) -> None:
 
 @task(
     auto_shortflags=False,
-    help={"all": "the slow tests too", "only": "what pytest is to run, instead of everything"},
+    help={
+        "all": "the slow tests too, after the others",
+        "minutes": "how long --all goes on beginning slow tests; those it did not come to are named",
+        "only": "what pytest is to run, instead of everything",
+    },
 )
-def test(c: Context, all: bool = False, only: str = "") -> None:  # noqa: A002 - the flag's name
+def test(c: Context, all: bool = False, minutes: int = 30, only: str = "") -> None:  # noqa: A002 - the flag's name
     """Run every check: style, types and all tests but the slow ones."""
     if not only:
         lint(c)
-    selection = "" if all else '-m "not slow"'
+    selection = f"--slow-for {minutes * 60} --durations 10" if all else '-m "not slow"'
     with c.cd(str(ROOT)):
         done = c.run(f"{sys.executable} -m pytest {selection} {only}", in_stream=False, warn=True)
     raise Exit(code=done.exited if done else 1)
