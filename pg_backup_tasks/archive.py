@@ -257,10 +257,10 @@ def _count(chunks: Iterator[bytes]) -> int | None:
     return lines - COPY_END.count(b"\n") if tail == COPY_END else None
 
 
-def scan_tar(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[str, int]]:
-    """Read a whole tar archive from front to back; return its contents and the rows of each table.
+def read_tar_contents(source: Source, codec: str = "utf-8") -> Contents:
+    """Read a tar archive's table of contents, leaving *source* at the members behind it.
 
-    Raises DamagedError for a truncated or damaged one; UnsupportedError as read_contents.
+    Raises DamagedError and UnsupportedError as read_contents.
     """
     # tarfile takes a damaged header in the middle for the end, and would believe in gigabytes of extended header.
     member = _next_member(source)
@@ -268,6 +268,15 @@ def scan_tar(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[str, 
         raise DamagedError("is no tar file of pg_dump's")
     contents, _ = read_contents(io.BufferedReader(member, CHUNK), codec)
     member.skip()
+    return contents
+
+
+def scan_tar(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[str, int]]:
+    """Read a whole tar archive from front to back; return its contents and the rows of each table.
+
+    Raises DamagedError for a truncated or damaged one; UnsupportedError as read_contents.
+    """
+    contents = read_tar_contents(source, codec)
     members = {e.member: e for e in contents.entries.values() if e.member}
     rows: dict[str, int] = {}
     seen: set[int] = set()

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from . import catalog, info, postgres, signals
+from . import catalog, info, postgres, signals, switching
 from .catalog import Table
 from .desk import Connection, Desk
 from .dumps import Dumps
 from .errors import Failed
-from .info import FileInfo, Git, Info
+from .info import DatabaseInfo, FileInfo, Git, Info
 from .machine import CommandError
 from .model import INFO, Command, Digest, Format
 from .store import Backup, Staging
@@ -42,23 +42,31 @@ def take(desk: Desk, order: Order) -> Backup:
     """
     database = desk.choice.database
     with desk.at_work(f"db.backup of {database.name}", order.wait), desk.connect(database) as connection:
-        started = time.monotonic()
-        snapshot = catalog.export_snapshot(connection.session, desk.settings.lock_timeout)
-        tables = catalog.tables(connection.session)
-        _refuse_unreadable(tables)
-        expected = _expected(desk, order, connection, tables)
-        _refuse_without_room(desk, order, expected, tables)
-        name = desk.store.free_name(order.type, desk.clock, desk.sleep)
-        staging = desk.store.staging(name, order.formats)
-        try:
-            with _explained(desk):
-                digests, rows = Dumps(desk, order.formats, connection, staging, snapshot).make(expected)
-                document = _document(desk, order, connection, staging, tables, digests, rows, started)
-                staging.complete(info.encode(document))
+        switching.settle(desk)
+        return at_work(desk, order, connection, last=True)
+
+
+def at_work(desk: Desk, order: Order, connection: Connection, *, last: bool = False) -> Backup:
+    """Take a backup as part of the work going on; with *last* no signal is heard any more once it is published."""
+    started = time.monotonic()
+    snapshot = catalog.export_snapshot(connection.session, desk.settings.lock_timeout)
+    source = _look(connection)
+    _refuse_unreadable(source.tables)
+    expected = _expected(desk, order, source)
+    _refuse_without_room(desk, order, expected, source.tables)
+    name = desk.store.free_name(order.type, desk.clock, desk.sleep)
+    staging = desk.store.staging(name, order.formats)
+    try:
+        with _explained(desk):
+            digests, rows = Dumps(desk, order.formats, connection, staging, snapshot).make(expected)
+            document = _document(desk, order, source, staging, digests, rows, started)
+            staging.complete(info.encode(document))
+        if last:
             signals.close()
-            staging.publish()
-        finally:
-            staging.discard()
+        staging.publish()
+    finally:
+        staging.discard()
+    connection.session.ask("commit")
     backup = desk.store.by_name(str(name))
     assert backup is not None
     return backup
@@ -71,6 +79,21 @@ def plan(desk: Desk, order: Order) -> str:
         f"Would back up {desk.choice.database} into {desk.store.folder}/backup_{order.type}_YYYYMMDD_HHMMSS "
         f"({files}, {INFO})."
     )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is backed up, as the snapshot shows it."""
+
+    connection: Connection
+    described: DatabaseInfo
+    extensions: dict[str, str]
+    tables: list[Table]
+
+
+def _look(connection: Connection) -> _Source:
+    described, extensions = catalog.describe(connection.session, connection.database)
+    return _Source(connection, described, extensions, catalog.tables(connection.session))
 
 
 def _refuse_unreadable(tables: list[Table]) -> None:
@@ -91,15 +114,15 @@ def _some(names: list[str]) -> str:
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _expected(desk: Desk, order: Order, connection: Connection, tables: list[Table]) -> dict[Format, int]:
+def _expected(desk: Desk, order: Order, source: _Source) -> dict[Format, int]:
     """Return the bytes each format will probably take: as the last backup's, scaled, else from the tables'."""
-    total = sum(t.bytes for t in tables)
+    now = source.described
+    total = sum(t.bytes for t in source.tables)
     expected = {f: int(total * _SHARE[f]) for f in order.formats}
-    database = connection.database
     for backup in desk.store.backups():
         last = backup.info
-        if last and (last.database.name, last.database.host) == (database.name, database.host):
-            growth = connection.server.bytes / max(1, last.database.bytes)
+        if last and (last.database.name, last.database.host) == (now.name, now.host):
+            growth = now.bytes / max(1, last.database.bytes)
             known = {f: last.files.get(f.extension) for f in order.formats}
             return expected | {f: int(i.bytes * growth) for f, i in known.items() if i}
     return expected
@@ -146,17 +169,16 @@ def _explained(desk: Desk) -> Iterator[None]:
 def _document(
     desk: Desk,
     order: Order,
-    connection: Connection,
+    source: _Source,
     staging: Staging,
-    tables: list[Table],
     digests: dict[Format, Digest],
     rows: dict[str, int],
     started: float,
 ) -> Info:
-    expected = sorted(t.table for t in tables)
+    connection, described = source.connection, source.described
+    expected = sorted(t.table for t in source.tables)
     if missing := [t for t in expected if t not in rows]:
         raise Failed(f"The dump lacks {_some(missing)}, though the database has it.")
-    described, extensions = catalog.describe(connection.session, connection.database)
     name = str(staging.name)
     return Info(
         version=info.VERSION,
@@ -168,7 +190,7 @@ def _document(
         database=described,
         server_version=connection.server.version,
         tools=dict.fromkeys(("pg_dump", "pg_restore", "psql"), connection.tools.version),
-        extensions=extensions,
+        extensions=source.extensions,
         migrations=catalog.migrations(connection.session),
         git=_git(desk),
         tables={t: rows[t] for t in expected},

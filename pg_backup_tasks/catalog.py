@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from .ability import Role
 from .info import DatabaseInfo, Setting
 from .machine import Session
 from .model import Database
@@ -27,13 +28,13 @@ _SERVER = """
 select json_build_object(
   'version', split_part(current_setting('server_version'), ' ', 1),
   'number', current_setting('server_version_num')::int,
+  'maintenance', (select setting::int from pg_settings where name = 'maintenance_work_mem'),
   'notices', coalesce(current_setting('client_connection_check_interval', true), '0') <> '0',
   'standby', pg_is_in_recovery(),
   'superuser', current_setting('is_superuser') = 'on',
   'createdb', (select rolcreatedb or rolsuper from pg_roles where rolname = current_user),
   'user', current_user,
-  'encoding', (select pg_encoding_to_char(encoding) from pg_database where datname = current_database()),
-  'bytes', pg_database_size(current_database()))
+  'encoding', (select pg_encoding_to_char(encoding) from pg_database where datname = current_database()))
 """
 _DATABASE = """
 select json_build_object(
@@ -129,6 +130,39 @@ begin
   end loop;
 end
 """
+_ROLE = """
+select json_build_object(
+  'name', current_user,
+  'superuser', current_setting('is_superuser') = 'on',
+  'createdb', (select rolcreatedb or rolsuper from pg_roles where rolname = current_user),
+  'roles', (select json_agg(rolname) from pg_roles),
+  'extensions', (
+    select coalesce(json_object_agg(v.name, v.trusted or not v.superuser), '{}')
+    from pg_available_extensions e join pg_available_extension_versions v
+      on v.name = e.name and v.version = e.default_version),
+  'settable', (select json_agg(name) from pg_settings where context = 'user'))
+"""
+# What would be lost with the database, or kept from being made again, whoever asks for it.
+_PRESENT = """
+select json_build_object(
+  'bytes', pg_database_size(d.oid),
+  'tablespace', t.spcname,
+  'ours', pg_has_role(d.datdba, 'USAGE'),
+  'tables', (select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind in ('r', 'p') and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'),
+  'slots', (select coalesce(json_agg(slot_name order by slot_name), '[]') from pg_replication_slots
+    where database = d.datname and not temporary),
+  'subscriptions', (select coalesce(json_agg(subname order by subname), '[]') from pg_subscription
+    where subdbid = d.oid),
+  'prepared', (select coalesce(json_agg(gid order by gid), '[]') from pg_prepared_xacts where database = d.datname),
+  'strangers', (select coalesce(json_agg(distinct a.usename), '[]') from pg_stat_activity a
+    where a.datid = d.oid and a.usesysid is not null and a.pid <> pg_backend_pid()
+      and (not pg_has_role(a.usesysid, 'MEMBER') or (select rolsuper from pg_roles where oid = a.usesysid))
+      and not pg_has_role('pg_signal_backend', 'MEMBER')),
+  'sessions', (select count(*) from pg_stat_activity a where a.datid = d.oid and a.backend_type = 'client backend'
+    and a.pid <> pg_backend_pid()))
+from pg_database d join pg_tablespace t on t.oid = d.dattablespace where d.datname = current_database()
+"""
 # Where the usual migration tools keep what they have applied: table, the name, which rows count, their order.
 _LEDGERS = (
     ("_prisma_migrations", "migration_name",
@@ -140,22 +174,27 @@ _LEDGERS = (
     ("schema_migrations", "version::text", "true", "version"),
     ("flyway_schema_history", "script", "success", "installed_rank"),
 )  # fmt: skip
+LEDGERS = frozenset(table for table, *_ in _LEDGERS)
 _COUNTED_AT_ONCE = 200
+_MAINTENANCE = 256 << 10
 
 
 @dataclass(frozen=True)
 class Server:
-    """What a server says of itself and of whoever is connected; *bytes* is the database's size on its disk."""
+    """What a server says of itself and of whoever is connected.
+
+    *maintenance* is the memory for building an index, in kB.
+    """
 
     version: str
     number: int
+    maintenance: int
     notices: bool
     standby: bool
     superuser: bool
     createdb: bool
     user: str
     encoding: str
-    bytes: int
 
     @property
     def major(self) -> int:
@@ -167,6 +206,14 @@ class Server:
         """PGOPTIONS that make the server end a session soon after its client is gone."""
         return "-c client_connection_check_interval=2s" if self.notices else ""
 
+    @property
+    def loading_options(self) -> str:
+        """PGOPTIONS that make a load quick, and free of what the role or the database would have it do."""
+        # Until the end of the load nobody but us needs what it writes.
+        quick = "-c synchronous_commit=off -c default_transaction_read_only=off"
+        memory = f"-c maintenance_work_mem={_MAINTENANCE}kB" if self.maintenance < _MAINTENANCE else ""
+        return " ".join(filter(None, (self.options, quick, memory)))
+
 
 @dataclass(frozen=True)
 class Table:
@@ -176,6 +223,21 @@ class Table:
     bytes: int
     readable: bool
     hidden: bool
+
+
+@dataclass(frozen=True)
+class Present:
+    """A database that a restore is to change: its size, what would be lost with it, whose sessions cannot be ended."""
+
+    bytes: int
+    tablespace: str
+    ours: bool
+    tables: int
+    slots: list[str]
+    subscriptions: list[str]
+    prepared: list[str]
+    strangers: list[str]
+    sessions: int
 
 
 def answer(session: Session, sql: str) -> Any:
@@ -225,6 +287,11 @@ def tables(session: Session) -> list[Table]:
     return [Table(**row) for row in answer(session, _TABLES)]
 
 
+def size(session: Session) -> int:
+    """Return the bytes the database takes on its server's disk."""
+    return int(session.ask("select pg_database_size(current_database())"))
+
+
 def count_objects(session: Session) -> int:
     """Return how many tables, functions, types and the like the database holds beside its extensions'."""
     return int(session.ask(_OBJECTS))
@@ -260,9 +327,27 @@ def database_exists(session: Session, name: str) -> bool:
     return session.ask(f"select count(*) from pg_database where datname = {literal(name)}") == "1"
 
 
+def transaction_status(session: Session, number: int) -> str:
+    """Return `committed`, `aborted` or `in progress`; empty for one that the server no longer knows of."""
+    # What lies too far back is no longer known, and what a server never gave out is an error.
+    return session.ask(f"select pg_xact_status('{number}')")
+
+
 def role_names(session: Session) -> set[str]:
     """Return the names of the server's roles."""
     return set(answer(session, "select json_agg(rolname) from pg_roles"))
+
+
+def role(session: Session) -> Role:
+    """Return who is connected, and what there is for it to name."""
+    found = answer(session, _ROLE)
+    found |= {key: frozenset(found[key]) for key in ("roles", "settable")}
+    return Role(**found)
+
+
+def present(session: Session) -> Present:
+    """Return what a restore needs to know of the database that is there."""
+    return Present(**answer(session, _PRESENT))
 
 
 def available_extensions(session: Session) -> set[str]:

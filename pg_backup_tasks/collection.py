@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invoke.collection import Collection
+from invoke.config import AmbiguousMergeError, Config
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
@@ -19,8 +20,10 @@ from . import settings as settings_
 from .errors import Failed, Refused, TaskError
 
 if TYPE_CHECKING:
+    from .consent import Consent
     from .desk import Desk
     from .info import Info
+    from .model import Mode
     from .report import Report
     from .restore import Result
     from .store import Backup
@@ -30,22 +33,53 @@ _FORMATS = "dump,tar,sql,sql.gz"
 _BACKUP = "a path, a name, latest, latest:TYPE or pick"
 _JSON = "print one JSON document on standard output"
 _WAIT = "seconds to wait for another run to finish (else exit 75 at once)"
+_FORCE = "answer yes beforehand (needed where there is no terminal)"
+_CONFIRM = "the database's name, for one that is protected; answers yes"
 _TYPE = "what kind of backup: lower-case letters, digits and _"
 
 
 def config(**overrides: Any) -> dict[str, dict[str, Any]]:
     """Return the whole `db` tree for `Collection.configure`, with *overrides* in it.
 
-    Whatever is wrong with them, or with an `INVOKE_DB_*`, ends `inv` with a sentence.
+    Whatever is wrong with them, with an `INVOKE_DB_*` or with the `invoke.yaml` beside the file that calls this ends
+    `inv` with a sentence.
     """
     try:
-        return settings_.config(**overrides)
+        tree = settings_.config(**overrides)
+        _refuse_broken_file(tree, Path(sys._getframe(1).f_code.co_filename).parent)
     except TaskError as error:
         # No task has begun, so it is Invoke that would tell it: without what to try, and never as JSON.
         from .report import Report
 
         Report(as_json="--json" in sys.argv[1:]).error(error)
         raise Exit(code=error.code) from None
+    return tree
+
+
+def _refuse_broken_file(tree: dict[str, Any], folder: Path) -> None:
+    # Invoke reads its file right after it has imported tasks.py, and has nothing but a traceback for what it cannot
+    # read there: what is about to happen is tried here, where it can still be told.
+    if (folder / "__init__.py").exists():
+        folder = folder.parent
+    config = Config(defaults=Config.global_defaults() | tree, project_location=folder, lazy=True)
+    try:
+        config.load_project()
+    except Exception as error:  # noqa: BLE001 - YAML's, JSON's, the disk's or Invoke's own
+        names = [folder / f"invoke.{kind}" for kind in ("yaml", "yml", "json", "py")]
+        raise _broken_file(str(next(filter(Path.exists, names), folder)), error) from None
+
+
+def _broken_file(path: str, error: Exception) -> Refused:
+    if isinstance(error, AmbiguousMergeError | AttributeError):
+        return Refused(
+            f"{path} has one value, or none, where settings by name belong, or many where one belongs.",
+            hint="under db:, one `setting: value` a line; without any, leave db: out",
+        )
+    mark = getattr(error, "problem_mark", None)
+    return Refused(
+        f"{path}{f':{mark.line + 1}' if mark else ''} cannot be read.",
+        hint="mend it: under db:, one `setting: value` a line, in UTF-8",
+    )
 
 
 @contextmanager
@@ -117,6 +151,12 @@ class _Run:
             sleep=signals.sleep,
             more_tools=_wheels,
         )
+
+    def consent(self, force: bool, confirm: str) -> Consent:
+        from .consent import Consent
+
+        protected = self.desk.settings.protected
+        return Consent(force, confirm, interactive=sys.stdin.isatty(), protected=protected)
 
     def find(self, word: str) -> Backup:
         return self.desk.store.find(word, self.desk.cwd, self.report.pick)
@@ -194,22 +234,69 @@ def backup_pre_migrate(c: Context, formats: str = _FORMATS, wait: str = "0", jso
     auto_shortflags=False,
     help={
         "backup": _BACKUP,
-        "force": "answer yes beforehand (needed where there is no terminal)",
+        "force": _FORCE,
+        "data-only": "only rows: the schema stays, the rows of the backup's tables become the backup's",
+        "schema-only": "only structure, no rows",
+        "clean": "say out loud that what is there is dropped; --schema-only needs it where anything is there",
+        "table": "only this [schema.]table, with its own indexes, keys and rows; may be given several times",
+        "into": "restore into this database on the same server, which must be missing or empty",
+        "confirm": _CONFIRM,
         "wait": _WAIT,
         "json": _JSON,
     },
+    iterable=["table"],
 )
-def restore(c: Context, backup: str, force: bool = False, wait: str = "0", json: bool = False) -> Result | None:
-    """Restore a backup into a database that is missing or empty."""
+def restore(
+    c: Context,
+    backup: str,
+    force: bool = False,
+    data_only: bool = False,
+    schema_only: bool = False,
+    clean: bool = False,
+    table: list[str] | None = None,
+    into: str = "",
+    confirm: str = "",
+    wait: str = "0",
+    json: bool = False,
+) -> Result | None:
+    """Make the database what a backup holds, all of it or none; db.undo takes it back."""
     with _run(c, json=json) as run:
         from . import restore as workflow
 
-        found, seconds = run.find(backup), _seconds(wait)
+        mode = _mode(data_only, schema_only, tables := tuple(table or ()))
+        order = workflow.Order(mode, clean, tables, into, _seconds(wait))
+        order.check()
+        found = run.find(backup)
         if run.dry:
-            run.report.planned(workflow.plan(run.desk, found))
+            run.report.planned(workflow.plan(run.desk, found, order))
             return None
-        result = workflow.restore(run.desk, found, force=force, interactive=sys.stdin.isatty(), wait=seconds)
+        result = workflow.restore(run.desk, found, order, run.consent(force, confirm))
         run.report.restored(result, counted=found.info is not None)
+        return result
+
+
+def _mode(data_only: bool, schema_only: bool, tables: tuple[str, ...]) -> Mode:
+    from .model import Mode
+
+    asked = {Mode.DATA_ONLY: data_only, Mode.SCHEMA_ONLY: schema_only, Mode.TABLE: bool(tables)}
+    chosen = [mode for mode, wanted in asked.items() if wanted]
+    if len(chosen) > 1:
+        raise Refused(f"{' and '.join(f'--{mode.value}' for mode in chosen)} exclude each other.", hint="one of them")
+    return chosen[0] if chosen else Mode.FULL
+
+
+@task(auto_shortflags=False, help={"force": _FORCE, "confirm": _CONFIRM, "wait": _WAIT, "json": _JSON})
+def undo(c: Context, force: bool = False, confirm: str = "", wait: str = "0", json: bool = False) -> Result | None:
+    """Put the database back as it was before the last restore; again to redo."""
+    with _run(c, json=json) as run:
+        from . import undo as workflow
+
+        seconds = _seconds(wait)
+        if run.dry:
+            run.report.planned(workflow.plan(run.desk))
+            return None
+        result = workflow.undo(run.desk, run.consent(force, confirm), seconds)
+        run.report.undone(result)
         return result
 
 
@@ -218,9 +305,11 @@ def list_(c: Context, type: str = "", json: bool = False) -> list[Backup]:  # no
     """Show the backups, newest first: age, size, database, files, whole or not."""
     with _run(c, json=json) as run:
         from .model import parse_type
+        from .switching import tell
 
         backups = run.desk.store.backups(parse_type(type) if type else None)
-        run.report.shelf(backups, run.desk.store.folder, run.desk.clock())
+        tell(run.desk)
+        run.report.shelf(backups, run.desk.journal.done(), run.desk.store.folder, run.desk.clock())
         return backups
 
 
@@ -256,9 +345,11 @@ def verify(
 
 def _judge(desk: Desk, found: list[Backup], restore: bool, seconds: float) -> list[Verdict]:
     from . import verify as workflow
+    from .switching import tell
 
+    tell(desk)
     return [workflow.prove(desk, b, seconds) if restore else workflow.verify(desk, b) for b in found]
 
 
-ns = Collection("db", backup, backup_auto, backup_pre_migrate, restore, list_, verify)
+ns = Collection("db", backup, backup_auto, backup_pre_migrate, restore, undo, list_, verify)
 ns.configure(config())

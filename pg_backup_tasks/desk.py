@@ -14,6 +14,7 @@ from . import catalog, environment, lock, postgres
 from .catalog import Server
 from .environment import Choice
 from .errors import Failed, Refused
+from .journal import Journal
 from .machine import CommandError, Machine, Session
 from .model import Database
 from .postgres import Tools
@@ -47,6 +48,8 @@ class Reporter(Protocol):
     def gauge(self, title: str, expected: Mapping[str, int]) -> AbstractContextManager[Gauge]: ...
 
     def confirm(self, question: str) -> bool: ...
+
+    def ask(self, question: str) -> str: ...
 
     def pick(self, backups: list[Backup]) -> Backup: ...
 
@@ -82,11 +85,8 @@ class Desk:
     @cached_property
     def choice(self) -> Choice:
         """The database to work on, found anew by every run and told to the user."""
-        path = self.settings.under_root(self.settings.env_file)
-        raw = self.machine.read(path)
-        found = environment.read_env_file((raw or b"").decode("utf-8", "replace"), self.settings.env_file)
         choice = environment.choose(
-            found,
+            environment.read_env_file(self._env_file(), self.settings.env_file),
             self.settings.env_file,
             self.environ,
             source=self.settings.source,
@@ -96,6 +96,21 @@ class Desk:
         if choice.left_out:
             self.report.say(f"Parameters that PostgreSQL's tools do not know, left out: {', '.join(choice.left_out)}")
         return choice
+
+    def _env_file(self) -> str:
+        try:
+            raw = self.machine.read(self.settings.under_root(self.settings.env_file))
+        except OSError as error:
+            raise Failed(
+                f"The file {self.settings.env_file} cannot be read: {error.strerror}.",
+                hint="let this user read it, or set INVOKE_DB_ENV_FILE to another file",
+            ) from None
+        return (raw or b"").decode("utf-8", "surrogateescape")
+
+    @property
+    def journal(self) -> Journal:
+        """The journal that lies with the backups."""
+        return Journal(self.machine, self.store.folder)
 
     @cached_property
     def tools(self) -> list[Tools]:

@@ -18,7 +18,7 @@ from . import bulk, machine, process, shell, signals
 from .archive import DamagedError
 from .errors import Failed
 from .machine import CommandError, Derived, Done, Entry, Examined, Job, Load, Progress, Session
-from .model import Command, Digest, Format, format_of
+from .model import Command, Digest, Format, Item, format_of
 from .sqltext import SqlDump
 
 
@@ -54,6 +54,9 @@ class Here:
 
     def examine(self, path: str, format_: Format, codec: str, writer: Job | None = None) -> Examined:
         return bulk.examine(path, format_, codec, writer, self._cancelled)
+
+    def contents(self, path: str, format_: Format, codec: str) -> tuple[Item, ...] | None:
+        return bulk.contents(path, format_, codec, self._cancelled)
 
     def digest(self, path: str) -> Digest:
         return bulk.digest(path, self._cancelled)

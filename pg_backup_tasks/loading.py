@@ -7,14 +7,16 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from time import monotonic
 
-from . import catalog, postgres, properties
+from . import catalog, postgres, properties, signals
+from .catalog import Server
 from .desk import Connection, Desk
 from .errors import Failed, TaskError, Unreachable
-from .info import DatabaseInfo
+from .info import DatabaseInfo, FileInfo
 from .machine import CommandError, Load
-from .model import Database, Format, Item
-from .postgres import identifier, literal
+from .model import Command, Database, Format, Item
+from .postgres import Tools, identifier, literal
 from .properties import Statement
 from .store import Backup
 from .url import elsewhere
@@ -25,6 +27,13 @@ MAINTENANCE = ("postgres", "template1")
 _PATIENCE = 6.0
 # What a dump's head sets that a server of before this version does not know.
 _SETTINGS_SINCE = {"transaction_timeout": 17}
+# A dump sets these to wait for ever; in a database that others use we say how long.
+_OURS_TO_SET = frozenset({"lock_timeout"})
+# Entries of an archive that say how to read the others.
+_HEAD = frozenset({"ENCODING", "STDSTRINGS", "SEARCHPATH"})
+_LIST = ".restoring.list"
+_LOOK = 0.02
+_SIZE_EVERY = 0.5
 # What a server can lack, and how it comes by it.
 _MISSING = {
     r'^role "[^"]*" does not exist': "create the role (create role NAME), then run it again",
@@ -32,6 +41,40 @@ _MISSING = {
     r"^out of shared memory": "raise max_locks_per_transaction on the server",
     r"No space left on device": "make room where the server keeps its data",
 }
+
+
+@dataclass(frozen=True)
+class Dump:
+    """One dump file of a backup, and its objects, where they have been listed."""
+
+    backup: Backup
+    format: Format
+    items: tuple[Item, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return self.backup.path(self.format)
+
+    @property
+    def encoding(self) -> str:
+        """PostgreSQL's name for the encoding its text is in."""
+        return self.backup.info.database.encoding if self.backup.info else "UTF8"
+
+    @property
+    def recorded(self) -> FileInfo | None:
+        """Its size and digest when it was written, where that is recorded."""
+        return self.backup.info.files.get(self.format.extension) if self.backup.info else None
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """The rows recorded for each table; none where nothing is recorded."""
+        return self.backup.info.tables if self.backup.info else {}
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether its objects can be told apart for pg_restore: it is an archive, and we could list it."""
+        return any(item.id for item in self.items)
 
 
 @dataclass(frozen=True)
@@ -52,7 +95,7 @@ class Target:
     """Where a dump goes.
 
     *whole* asks for one transaction, for a database that others can see already, and *properties* are given to it
-    in that; *owned* asks for owners and grants; *part* for less than the whole dump.
+    in that, after *opening* has been said; *owned* asks for owners and grants; *part* for less than the whole dump.
     """
 
     connection: Connection
@@ -60,39 +103,85 @@ class Target:
     owned: bool = True
     properties: tuple[Statement, ...] = ()
     part: Part | None = None
+    opening: str = ""
 
 
-def load(desk: Desk, backup: Backup, format_: Format, target: Target) -> None:
-    """Load a dump, and count each table where the backup says how many rows there must be.
+def load(desk: Desk, dump: Dump, target: Target) -> None:
+    """Load a dump; with *target.whole* also count every table's rows, before it is done.
 
-    Raises Failed where psql refuses a statement, the file ends early, or a table has other rows than recorded.
+    Raises Failed where the server refuses a statement, the file ends early, or a table has other rows than recorded.
     """
+    if target.part is None and not target.whole and (tools := _parallel_tools(desk, dump, target.connection.server)):
+        _load_side_by_side(desk, dump, target, tools)
+    else:
+        _load_as_one_stream(desk, dump, target)
+
+
+def _parallel_tools(desk: Desk, dump: Dump, server: Server) -> Tools | None:
+    """Return the pg_restore that can itself put the dump into the server; None where we have to mediate."""
+    info = dump.backup.info
+    if dump.format is not Format.DUMP or info is None:
+        return None
+    dumper = int(info.tools.get("pg_dump", "0").split(".")[0])
+    able = [t for t in desk.tools if t.major >= max(dumper, server.major)]
+    tools = postgres.choose_tools(able, server.major) if able else None
+    # What pg_restore sets first of all, an older server does not know.
+    unknown = tools and any(server.major < since <= tools.major for since in _SETTINGS_SINCE.values())
+    return None if unknown else tools
+
+
+def _load_side_by_side(desk: Desk, dump: Dump, target: Target, tools: Tools) -> None:
     connection = target.connection
-    server = connection.server
+    command = postgres.pg_restore(
+        tools,
+        connection.database,
+        dump.path,
+        jobs=desk.settings.jobs,
+        owned=target.owned,
+        options=connection.server.loading_options,
+    )
+    info = dump.backup.info
+    expected = {dump.format.extension: info.database.bytes if info else 1}
+    with desk.report.gauge("Restoring", expected) as gauge, desk.machine.start(command) as job:
+        looked = 0.0
+        while job.poll() is None:
+            signals.sleep(_LOOK)
+            if (now := monotonic()) - looked > _SIZE_EVERY:
+                looked = now
+                gauge.update({dump.format.extension: catalog.size(connection.session)})
+        done = job.wait()
+    if done.code:
+        desk.report.note(done.err)
+        raise _refusal(CommandError(command, done), connection.database)
+    desk.report.note(f"pg_restore: {done.err.strip()}" if done.err.strip() else f"pg_restore took {dump.path}")
+
+
+def _load_as_one_stream(desk: Desk, dump: Dump, target: Target) -> None:
+    connection, part, server = target.connection, target.part, target.connection.server
     # The newest tools read every archive, and what they say that an older server does not know is left out.
     tools = postgres.any_tools(desk.tools)
-    newer = frozenset(name for name, major in _SETTINGS_SINCE.items() if server.major < major)
-    command = postgres.psql_loading(tools, connection.database, server.options)
-    after = catalog.check_rows(backup.info.tables if backup.info else {}) + properties.leniently(target.properties)
+    command = postgres.psql_loading(tools, connection.database, server.loading_options)
     job = Load(
         psql=command,
-        path=backup.path(format_),
-        codec=postgres.codec(backup.info.database.encoding if backup.info else "UTF8"),
-        reader=postgres.print_sql(tools) if format_.is_archive else None,
-        before="begin;\n" if target.whole else "",
-        after=after + ("commit;\n" if target.whole else ""),
-        skip_settings=newer,
+        path=dump.path,
+        codec=postgres.codec(dump.encoding),
+        reader=_reader(desk, dump, part, tools),
+        before=_before(target),
+        after=_after(dump, target),
+        skip_settings=frozenset(name for name, major in _SETTINGS_SINCE.items() if server.major < major)
+        | (_OURS_TO_SET if target.whole else frozenset()),
         skip_restrict=not tools.knows_restrict,
         skip_owners=not target.owned,
+        leave_out=_unwanted(part) if part and not dump.has_ids else None,
     )
     moved = 0
 
-    with desk.report.gauge("Restoring", {format_.extension: _stream_size(backup, format_)}) as gauge:
+    with desk.report.gauge("Restoring", {dump.format.extension: _stream_size(dump)}) as gauge:
 
         def progress(size: int) -> None:
             nonlocal moved
             moved += size
-            gauge.update({format_.extension: moved})
+            gauge.update({dump.format.extension: moved})
 
         try:
             done = desk.machine.load(job, progress)
@@ -105,21 +194,62 @@ def load(desk: Desk, backup: Backup, format_: Format, target: Target) -> None:
         _say_refused(desk, statement)
 
 
+def _reader(desk: Desk, dump: Dump, part: Part | None, tools: Tools) -> Command | None:
+    """Return what prints an archive's SQL, all of it or the part that is wanted; None for what is SQL already."""
+    if not dump.format.is_archive:
+        return None
+    if part is None or not dump.has_ids:
+        return postgres.print_sql(tools)
+    path = f"{desk.store.folder}/{_LIST}"
+    ids = [f"{item.id};\n" for item in dump.items if item.kind in _HEAD or part.wanted(item)]
+    desk.machine.write(path, "".join(ids).encode())
+    return postgres.print_items(tools, path)
+
+
+def _unwanted(part: Part) -> Callable[[Item], bool]:
+    return lambda item: not part.wanted(item)
+
+
+def _before(target: Target) -> str:
+    return f"begin;\n{target.opening}{target.part.before if target.part else ''}" if target.whole else ""
+
+
+def _after(dump: Dump, target: Target) -> str:
+    rows = dump.rows
+    if target.part and target.part.counted is not None:
+        rows = {table: count for table, count in rows.items() if table in target.part.counted}
+    middle = target.part.after if target.part else ""
+    if not target.whole:
+        return middle
+    end = "set local synchronous_commit to on;\ncommit;\n"
+    return middle + catalog.check_rows(rows) + properties.leniently(target.properties) + end
+
+
 def _refusal(error: CommandError, database: Database) -> TaskError:
     """Return why psql did not take a dump."""
     # With 3 psql was connected and a statement failed: whatever it says is said of the dump.
-    said = re.search(r"ERROR:\s+(?P<reason>.*)", error.done.err) if error.done.code == 3 else None
+    inside = error.done.code == 3 or error.command.program == "pg_restore"
+    said = re.search(r"ERROR:\s+(?P<reason>.*)", error.done.err) if inside else None
     if not said:
         return postgres.explain(error, database, "restore")
     hints = (re.search(pattern, said["reason"]) and hint for pattern, hint in _MISSING.items())
     return Failed(f"Cannot restore {database}: {said['reason'].rstrip('.')}.", hint=next(filter(None, hints), None))
 
 
-def _stream_size(backup: Backup, format_: Format) -> int:
+def _stream_size(dump: Dump) -> int:
     """Return the bytes that will have gone by: of the SQL for an archive, of the file itself else."""
-    if format_.is_archive and backup.info and (sql := backup.info.files.get(Format.SQL.extension)):
+    backup = dump.backup
+    if dump.format.is_archive and backup.info and (sql := backup.info.files.get(Format.SQL.extension)):
         return sql.bytes
-    return backup.sizes[format_] * (3 if format_ is Format.DUMP else 1)
+    return backup.sizes[dump.format] * (3 if dump.format is Format.DUMP else 1)
+
+
+def count(connection: Connection, dump: Dump) -> None:
+    """Count every table's rows. Raises Failed where they are others than the backup has recorded."""
+    try:
+        connection.session.ask(catalog.check_rows(dump.rows))
+    except CommandError as error:
+        raise _refusal(error, connection.database) from None
 
 
 def analyze(connection: Connection) -> None:
@@ -144,7 +274,9 @@ def scratch_name() -> str:
     return f"{SCRATCH}{secrets.token_hex(4)}"
 
 
-def create_beside(desk: Desk, connection: Connection, info: DatabaseInfo | None, name: str) -> None:
+def create_beside(
+    desk: Desk, connection: Connection, info: DatabaseInfo | None, name: str, tablespace: str = "pg_default"
+) -> None:
     """Create an empty database like the one recorded, marked as this run's until it is renamed.
 
     A locale the server does not have gives way to the server's own, and that is said.
@@ -154,13 +286,14 @@ def create_beside(desk: Desk, connection: Connection, info: DatabaseInfo | None,
     if info is None:
         connection.session.ask(f"create database {identifier(name)} template template0")
     else:
-        _create_like(desk, connection, info, name)
+        place = "" if tablespace == "pg_default" else f" tablespace {identifier(tablespace)}"
+        _create_like(desk, connection, info, name, place)
     mark = f"{SCRATCH}{desk.machine.presence()}"
     connection.session.ask(f"comment on database {identifier(name)} is {literal(mark)}")
 
 
-def _create_like(desk: Desk, connection: Connection, info: DatabaseInfo, name: str) -> None:
-    exact, *others = properties.creations(info, name, connection.server.major)
+def _create_like(desk: Desk, connection: Connection, info: DatabaseInfo, name: str, place: str) -> None:
+    exact, *others = (sql + place for sql in properties.creations(info, name, connection.server.major))
     if connection.session.attempt(exact) is None:
         return
     for statement in others[:-1]:

@@ -127,6 +127,10 @@ class Machine(Protocol):
         """Read a dump file to its end, unpacking it; with *writer* while that is still writing it."""
         ...
 
+    def contents(self, path: str, format_: Format, codec: str) -> tuple[Item, ...] | None:
+        """Return the objects a whole dump file holds, None where only its own pg_restore could say."""
+        ...
+
     def digest(self, path: str) -> Digest:
         """Return a file's size and SHA-256."""
         ...

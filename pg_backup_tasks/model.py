@@ -34,6 +34,15 @@ class Format(Enum):
         return self in (Format.DUMP, Format.TAR)
 
 
+class Mode(Enum):
+    """What a restore brings back."""
+
+    FULL = "full"
+    DATA_ONLY = "data-only"
+    SCHEMA_ONLY = "schema-only"
+    TABLE = "table"
+
+
 ALL_FORMATS = tuple(Format)
 # The longest first: `.sql.gz` is not a `.gz` of something else.
 EXTENSIONS = (*sorted((f.extension for f in Format), key=len, reverse=True), INFO)

@@ -142,6 +142,18 @@ def print_sql(tools: Tools) -> Command:
     return Command((tools.path("pg_restore"), "--file=-"))
 
 
+def pg_restore(tools: Tools, database: Database, path: str, *, jobs: int, owned: bool, options: str) -> Command:
+    """Return pg_restore filling an empty database from a custom archive, *jobs* tables or indexes at a time."""
+    unowned = () if owned else ("--no-owner", "--no-privileges")
+    arguments = ("--exit-on-error", f"--jobs={jobs}", *unowned, path)
+    return connected(tools, "pg_restore", database, arguments, options=options)
+
+
+def print_items(tools: Tools, path: str) -> Command:
+    """Return pg_restore printing, of the archive it reads from standard input, the objects whose ids *path* lists."""
+    return Command((tools.path("pg_restore"), "--file=-", f"--use-list={path}"))
+
+
 def list_archive(tools: Tools, path: str) -> Command:
     """Return pg_restore printing an archive's table of contents."""
     return Command((tools.path("pg_restore"), "--list", path))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from .desk import Gauge
+    from .journal import Change
     from .restore import Result
     from .store import Backup
     from .verify import Verdict
@@ -84,11 +85,13 @@ class Report:
             print(f"{title} {', '.join(expected)}", file=_stderr(), flush=True)
             yield _Lines(title)
 
-    def confirm(self, question: str) -> bool:
-        print(f"{question} [y/N] ", end="", file=_stderr(), flush=True)
+    def ask(self, question: str) -> str:
+        print(f"{question} ", end="", file=_stderr(), flush=True)
         with signals.waiting():
-            answer = sys.stdin.readline()
-        return answer.strip().lower() in ("y", "yes")
+            return sys.stdin.readline().strip()
+
+    def confirm(self, question: str) -> bool:
+        return self.ask(f"{question} [y/N]").lower() in ("y", "yes")
 
     def pick(self, backups: list[Backup]) -> Backup:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -148,14 +151,21 @@ class Report:
                 f"in {duration(backup.info.seconds)}"
             )
 
-    def shelf(self, backups: list[Backup], folder: str, now: datetime) -> None:
-        """Show the backups there are."""
+    def shelf(self, backups: list[Backup], changes: list[Change], folder: str, now: datetime) -> None:
+        """Show the backups there are, and the databases kept aside."""
+        aside = [change for change in changes if change.how == "swap"]
         if self._as_json:
-            self.document({"backups": [_listed(b) for b in backups], "aside": []})
-        elif not backups:
-            print(f"No backups in {folder} yet. inv db.backup takes one.")
-        else:
+            self.document({"backups": [_listed(b) for b in backups], "aside": [_aside(c) for c in aside]})
+            return
+        if backups:
             _console(sys.stdout).print(_shelf(backups, now))
+        else:
+            print(f"No backups in {folder} yet. inv db.backup takes one.")
+        for change in aside:
+            age = short_age((now - datetime.fromisoformat(change.at)).total_seconds())
+            where = change.host or "a local socket"
+            print(self._clean(f"Kept aside: {change.before} on {where}, {size(change.bytes)}, {age}"))
+            print(self._clean(f"  {change.name} as it was before {change.task}; inv db.undo puts it back"))
 
     def verdicts(self, verdicts: list[Verdict]) -> None:
         """Show what `db.verify` found."""
@@ -171,18 +181,24 @@ class Report:
         """Show what a restore did."""
         self.note(f"restored {result.backup} into {result.database}")
         if self._as_json:
-            self.document(
-                {
-                    "backup": result.backup,
-                    "database": result.database,
-                    "mode": result.mode,
-                    "how": result.how,
-                    "seconds": result.seconds,
-                }
-            )
+            self._changed(result)
         else:
             proof = "every table has the rows recorded" if counted else "how many rows it should have, nobody recorded"
             print(f"Restored {result.backup} into {result.database} in {duration(result.seconds)}; {proof}.")
+            if result.undo:
+                print("inv db.undo puts it back as it was.")
+
+    def undone(self, result: Result) -> None:
+        """Show what an undo did."""
+        self.note(f"undid the restore of {result.backup} into {result.database}")
+        if self._as_json:
+            self._changed(result)
+        else:
+            again = "; inv db.undo once more is a redo" if result.undo else ""
+            print(f"{result.database} is as it was before, in {duration(result.seconds)}{again}.")
+
+    def _changed(self, result: Result) -> None:
+        self.document({key: getattr(result, key) for key in ("backup", "database", "mode", "how", "seconds")})
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
@@ -354,6 +370,10 @@ def _listed(backup: Backup) -> dict[str, Any]:
     }
 
 
+def _aside(change: Change) -> dict[str, Any]:
+    return {key: getattr(change, key) for key in ("name", "host", "port", "before", "at", "bytes", "task", "backup")}
+
+
 def _judged(verdict: Verdict) -> dict[str, Any]:
     from .info import as_json
 
@@ -362,6 +382,7 @@ def _judged(verdict: Verdict) -> dict[str, Any]:
         "ok": verdict.ok,
         "problems": list(verdict.problems),
         "restored": as_json(verdict.restored) if verdict.restored else None,
+        "untestable": verdict.untestable,
     }
 
 

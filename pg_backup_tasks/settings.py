@@ -27,6 +27,10 @@ class Settings:
     pg_bin: str = ""
     lock_timeout: int = 30
     connect_timeout: int = 10
+    jobs: int = 2
+    in_place: bool = False
+    protected: tuple[str, ...] = ()
+    aside_hours: int = 24
     log: str = "backups/pg_backup_tasks.log"
 
     def under_root(self, path: str) -> str:
@@ -122,15 +126,26 @@ def _as_kind(kind: Any, value: Any) -> Any:
         return value if isinstance(value, int) and not isinstance(value, bool) else None
     if typing.get_origin(kind) is Literal:
         return value if value in typing.get_args(kind) else None
+    if kind == tuple[str, ...]:
+        return _names(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value if isinstance(value, str) else None
 
 
+def _names(value: Any) -> tuple[str, ...] | None:
+    if isinstance(value, str):
+        return tuple(filter(None, (part.strip() for part in value.split(","))))
+    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    return None
+
+
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " or ".join(repr(choice) for choice in typing.get_args(kind) if choice)
-    return {bool: "true or false", int: "a whole number", str: "text"}[kind]
+    words = {bool: "true or false", int: "a whole number", str: "text", tuple[str, ...]: "names, separated by commas"}
+    return words[kind]
 
 
 def _kind_of(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from .model import Item
 
@@ -49,7 +50,7 @@ class SqlDump:
     COMMIT that pg_dump puts around large objects, which would end a transaction around the whole; *skip_owners*
     leaves out who owns and may use what; *one_database* what `pg_dump --create` adds to make (or drop) the
     database of the dump's own choice and go on in that one; *leave_out* tells of each object whether it is to be
-    left out. *headings* asks for the objects to be listed in `items`.
+    left out. *headings* asks for the objects to be listed in `items`, those with rows with their COPY statement.
     """
 
     def __init__(
@@ -184,6 +185,10 @@ class SqlDump:
         self._table = _table_name(self._copy[len(_COPY) :].decode(self._codec, "surrogateescape"))
         # Two tables may have one such name: a.b in the schema c, and b in the schema c.a.
         self.rows.setdefault(self._table, 0)
+        if self.items and self.items[-1].kind == "TABLE DATA":
+            # With its newline, as archives have it.
+            copy = self._copy.decode(self._codec, "surrogateescape") + "\n"
+            self.items[-1] = replace(self.items[-1], copy=copy)
         self._copy = None
         self._fresh = True
 
@@ -257,7 +262,7 @@ class SqlDump:
             kind, schema, name, owner = (
                 heading[part].decode(self._codec, "surrogateescape") for part in ("kind", "schema", "name", "owner")
             )
-            item = Item(kind=kind, schema=schema, name=name, owner=owner)
+            item = Item(kind=kind, schema=_or_none(schema), name=name, owner=_or_none(owner))
             if self._headings:
                 self.items.append(item)
             if self._leave_out and self._leave_out(item):
@@ -304,6 +309,11 @@ def _end_of_quote(data: bytes, start: int, quote: bytes, end: int | None = None)
             return (match.end(), True) if match.end() < len(data) else (match.start(), False)
         position = match.end()
     return position, False
+
+
+def _or_none(name: str) -> str:
+    """Return what a heading has for a name, where archives have none."""
+    return "" if name == "-" else name
 
 
 def _table_name(copy: str) -> str:

@@ -13,6 +13,7 @@ from .crew import Crew
 from .desk import Connection, Desk
 from .errors import Failed, TaskError, Unreachable
 from .info import DatabaseInfo, Info, Restored
+from .loading import Dump
 from .machine import Examined
 from .model import Format
 from .store import Backup
@@ -80,12 +81,40 @@ def info_is_damaged(desk: Desk, backup: Backup) -> bool:
     return raw is not None and info.is_damaged(raw)
 
 
+def open_dump(desk: Desk, backup: Backup) -> Dump:
+    """Return the dump to restore from, read to its end: it is what was written, or at least whole.
+
+    Raises Failed where it is not, Refused where there is none left.
+    """
+    format_ = backup.format_to_restore()
+    dump = Dump(backup, format_)
+    if info_is_damaged(desk, backup):
+        desk.report.warn(f"{backup.name}: its .info is damaged; restoring without what it knew.")
+    elif backup.info is None:
+        desk.report.say(f"{backup.name}: no checksum known; read to its end instead.")
+    if problems := _differs(desk, dump) or ([] if dump.recorded else examine(desk, backup, format_)):
+        raise Failed(
+            f"{dump.path} {problems[0]}; the database was not touched.",
+            hint=f"inv db.verify {backup.name} says which of its files are whole",
+        )
+    items = desk.machine.contents(dump.path, format_, postgres.codec(dump.encoding))
+    return replace(dump, items=items or ())
+
+
+def _differs(desk: Desk, dump: Dump) -> list[str]:
+    """Return how a dump differs from what was found whole when it was written; what has not changed is whole still."""
+    if not (recorded := dump.recorded):
+        return []
+    found = desk.machine.digest(dump.path)
+    same = (recorded.bytes, recorded.sha256) == (found.bytes, found.sha256)
+    return [] if same else examine(desk, dump.backup, dump.format)
+
+
 def examine(desk: Desk, backup: Backup, format_: Format) -> list[str]:
-    """Read one dump to its end; return what is wrong with it."""
+    """Read one dump to its end, unpacking all of it; return what is wrong with it."""
     document = backup.info
-    encoding = document.database.encoding if document else "UTF8"
-    recorded = document.files.get(format_.extension) if document else None
-    path = backup.path(format_)
+    dump = Dump(backup, format_)
+    path, recorded, encoding = dump.path, dump.recorded, dump.encoding
     found = desk.machine.examine(path, format_, postgres.codec(encoding))
     if recorded and (recorded.bytes, recorded.sha256) != (found.digest.bytes, found.digest.sha256):
         if recorded.bytes != found.digest.bytes:
@@ -189,9 +218,10 @@ def _restore_into_scratch(desk: Desk, backup: Backup, connection: Connection) ->
     try:
         loading.create_beside(desk, connection, described, name)
         with desk.connect(elsewhere(connection.database, name)) as scratch:
-            format_ = backup.format_to_restore()
+            dump = Dump(backup, backup.format_to_restore())
             # Without the roles of the server it came from, a dump can only be loaded as nobody's in particular.
             target = loading.Target(scratch, whole=False, owned=connection.database.source != _OURS)
-            loading.load(desk, backup, format_, target)
+            loading.load(desk, dump, target)
+            loading.count(scratch, dump)
     finally:
         loading.discard(desk, connection, name)

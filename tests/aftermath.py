@@ -158,6 +158,7 @@ class Trial:
 
     def leaves_nothing(self, ran: Ran) -> None:
         """Hold what a run that has ended left behind against nothing at all, its final files apart."""
+        # What the last restore changed is remembered for db.undo.
         assert self.project.hidden_files() == []
         wait_until(lambda: not self.ours(), f"the end of {self.ours()}")
         if "psql" in self.spied():

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,9 +24,11 @@ from hypothesis import settings as hypothesis_settings
 from pg_backup_tasks.embedded import EmbeddedServer, find_bins
 
 pytest.register_assert_rewrite("aftermath")
+pytest_plugins = ["benches"]
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+BEGAN = time.monotonic()
 IN_CI = bool(os.environ.get("CI"))
 # How long an example takes says something of the machine, not of the code; in CI the same are tried each time.
 hypothesis_settings.register_profile(
@@ -37,6 +40,22 @@ DEBIAN = Path("/usr/lib/postgresql/15/bin")
 # A shell's background job has it ignored, and would hand that on to every run that a test means to interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow-for", type=float, help="begin no more slow tests after this many seconds of testing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    limit = item.config.getoption("--slow-for")
+    if limit and item.get_closest_marker("slow") and time.monotonic() - BEGAN > limit:
+        pytest.skip(f"slow, and {limit:.0f} seconds are over")
+
 
 TASKS = """\
 from invoke import Collection
@@ -79,6 +98,20 @@ class Server:
             raise AssertionError(f"psql: {done.stderr}")
         return done.stdout.strip()
 
+    def json(self, sql: str, database: str) -> Any:
+        """Return the one document a query answers with."""
+        return json.loads(self.sql(sql, database))
+
+    def hashes(self, relations: list[str], database: str) -> dict[str, str]:
+        """Return the rows of tables or views, named as in SQL: counted and hashed, in no order."""
+        hashes = "; ".join(
+            f"select count(*) || ' ' || coalesce(md5(string_agg(r::text, chr(10) order by r::text collate \"C\")), '-')"
+            f" from {relation} r"
+            for relation in relations
+        )
+        found = self.sql(hashes, database).splitlines() if relations else []
+        return dict(zip(relations, found, strict=True))
+
     def _environment(self, database: str) -> dict[str, str]:
         # Python reads and writes UTF-8, whatever the database is in.
         return {**clean_environ(), **self.embedded.environment(database), "PGCLIENTENCODING": "UTF8"}
@@ -86,6 +119,12 @@ class Server:
     def sessions(self, database: str) -> int:
         """Return how many sessions are on a database."""
         return int(self.sql(f"select count(*) from pg_stat_activity where datname = '{database}'"))
+
+    def drop(self, database: str) -> None:
+        """Drop a database, if it is there, and what restores have kept aside of it."""
+        asked = "select coalesce(json_agg(datname), '[]') from pg_database where datname ~ "
+        for name in [database, *self.json(f"{asked}'^{database}_before_[0-9_]+$'", "postgres")]:
+            self.sql(f'drop database if exists "{name}" with (force)')
 
     def dump_schema(self, database: str) -> str:
         """Return the database's schema as pg_dump prints it, without what changes from run to run."""
@@ -103,17 +142,12 @@ class Server:
 
     def fingerprint(self, database: str) -> dict[str, str]:
         """Return each table's rows (counted and hashed, in no order), every sequence and large object."""
-        tables = self.sql(
-            "select format('%I.%I', schemaname, tablename) from pg_tables "
-            "where schemaname not in ('pg_catalog', 'information_schema') order by 1",
+        tables = self.json(
+            "select coalesce(json_agg(format('%I.%I', schemaname, tablename) order by schemaname, tablename), '[]') "
+            "from pg_tables where schemaname not in ('pg_catalog', 'information_schema')",
             database,
-        ).splitlines()
-        hashes = "; ".join(
-            f"select count(*) || ' ' || coalesce(md5(string_agg(r::text, chr(10) order by r::text collate \"C\")), '')"
-            f" from {table} r"
-            for table in tables
         )
-        found = dict(zip(tables, self.sql(hashes, database).splitlines(), strict=True))
+        found = self.hashes(tables, database)
         found["sequences"] = self.sql(
             "select coalesce(string_agg(schemaname || '.' || sequencename || '=' || coalesce(last_value::text, '-'),"
             " ' ' order by schemaname, sequencename), '') from pg_sequences",
@@ -172,7 +206,7 @@ def database(server: Server) -> Iterator[str]:
     name = f"t_{secrets.token_hex(4)}"
     server.sql(f"create database {name}")
     yield name
-    server.sql(f"drop database if exists {name} with (force)")
+    server.drop(name)
 
 
 @dataclass(frozen=True)
@@ -252,10 +286,11 @@ class Project:
         return sorted(p.name for p in self.backups.iterdir() if not p.name.startswith("."))
 
     def hidden_files(self) -> list[str]:
-        """Return the hidden names in the backup folder: locks, and what a run that died leaves."""
+        """Return the hidden names in the backup folder: locks, and what a run that died leaves; not what undo needs."""
         if not self.backups.is_dir():
             return []
-        return sorted(p.name for p in self.backups.iterdir() if p.name.startswith("."))
+        lasting = ".undo.json"
+        return sorted(p.name for p in self.backups.iterdir() if p.name.startswith(".") and p.name != lasting)
 
 
 @pytest.fixture

@@ -183,6 +183,163 @@ create publication everything for all tables;
 alter table secret force row level security;
 """
 
+# What a bad migration does, as far as a plain owner may.
+CHANGES = r"""
+alter table "Bar.Back"."Gäste.Liste" add column "added %s" int default 1, drop column raw,
+  alter column tags type text using tags::text;
+update "Bar.Back"."Gäste.Liste" set extra = null where id % 2 = 0;
+alter type "Bar.Back"."Stimmung" rename value 'gut' to 'sehr gut';
+alter type "Bar.Back"."Stimmung" add value 'neu';
+alter domain positive drop constraint positive_check;
+alter type pair rename attribute b to c;
+drop view "Bar.Back"."Übersicht" cascade;
+alter table texts rename to words;
+alter table words rename column t to u;
+create table texts (x int);
+comment on table words is null;
+comment on schema "Bar.Back" is 'other';
+comment on function begins() is 'other';
+delete from words where id > 5;
+truncate volatile;
+drop table chicken cascade;
+alter table "new line" alter column "col
+umn" type text;
+alter table child no inherit parent;
+alter table child alter id drop not null;
+create table stepchild (id int, kind text) inherits (parent);
+alter table orders detach partition orders_2025;
+alter table orders attach partition orders_2025 for values from ('2024-01-01') to ('2026-01-01');
+alter table orders detach partition orders_2026;
+create table orders_2027 partition of orders for values from ('2027-01-01') to ('2028-01-01');
+alter table empty enable trigger stamp_off;
+alter table empty disable trigger stamp;
+create trigger another after insert on empty for each row execute function stamp();
+drop policy own on secret;
+create policy other on secret using (true);
+alter table secret disable row level security;
+drop rule no_delete on volatile;
+create rule no_update as on update to volatile do instead nothing;
+alter sequence untouched increment 5;
+alter sequence empty_id_seq restart 4711;
+select setval('"Bar.Back"."Zähler"', 7777);
+refresh materialized view unfilled;
+refresh materialized view filled with no data;
+drop statistics seen;
+drop operator ===(pair, pair);
+drop procedure settle(int);
+alter function begins() rename to ends;
+create or replace function looks_like_a_dump() returns text language sql as $$ select 'other' $$;
+grant execute on function quoted(text) to public;
+alter schema "bär 'n ""grill"" !" rename to "renamed";
+
+create schema "new %I
+schema";
+create table "new %I
+schema"."t ""%s"" !" (id serial primary key, other int references parent, again int, kind "Bar.Back"."Stimmung");
+create table ring (id int primary key, next int references "new %I
+schema"."t ""%s"" !");
+alter table "new %I
+schema"."t ""%s"" !" add foreign key (again) references ring;
+create view over_all as select w.id, r.next from words w, ring r;
+create materialized view also as select * from over_all;
+create sequence alone;
+create function "new ""f"" %s"(a int, variadic b text[]) returns int language sql as 'select 1';
+create procedure newproc(inout x int, y text default '%') language sql as 'select 1';
+create aggregate nought(*) (sfunc = int8inc, stype = int8, initcond = '0');
+create type "an ""enum"" !" as enum ('%');
+create type couple as (a pair, b "an ""enum"" !");
+create type stretch as range (subtype = float8);
+create domain "do main" as couple;
+create function as_text(couple) returns text language sql as $$ select 'x' $$;
+create cast (couple as text) with function as_text(couple);
+create function modulo(int, text) returns int language sql as 'select 1';
+create operator %% (leftarg = int, rightarg = text, procedure = modulo);
+create collation "new.collation" (provider = libc, locale = 'C');
+create text search dictionary other_words (template = simple);
+create text search configuration "c o n f" (parser = "default");
+create conversion "con %" for 'UTF8' to 'LATIN1' from utf8_to_iso8859_1;
+create statistics more on id, u from words;
+create index on words (id) where id < 3;
+create publication "some %" for table ring, only parent;
+
+revoke all on loud from {reader};
+grant all on empty to public;
+grant select (id) on words to {writer};
+alter default privileges in schema "Bar.Back" revoke select on tables from {reader};
+alter default privileges in schema public grant usage on sequences to {writer} with grant option;
+alter default privileges grant all on tables to public;
+alter default privileges revoke execute on functions from public;
+alter default privileges revoke all on types from public, current_user;
+alter default privileges grant usage on schemas to {reader};
+alter schema public owner to current_user;
+grant create on schema public to public;
+grant all on schema public to {writer} with grant option;
+comment on schema public is 'mine';
+
+drop extension citext cascade;
+comment on extension hstore is 'other';
+create extension pg_trgm schema "Bar.Back";
+create index on words using gin (u "Bar.Back".gin_trgm_ops);
+
+select lo_unlink(910002), lo_put(910003, 0, 'changed'), lo_from_bytea(910009, 'new');
+revoke all on large object 910003 from {reader};
+comment on large object 910003 is 'other';
+"""
+
+# What only a superuser can do wrong.
+CHANGES_SUPER = r"""
+drop event trigger watched;
+create function look() returns event_trigger language plpgsql as $$ begin end $$;
+create event trigger "looked %" on ddl_command_end execute function look();
+alter event trigger "looked %" disable;
+drop publication everything;
+create publication everything for tables in schema public;
+alter table secret no force row level security;
+alter table empty owner to {writer};
+drop table nothing;
+drop schema others cascade;
+alter large object 910001 owner to {writer};
+create function other_handler() returns language_handler language c as '$libdir/plpgsql', 'plpgsql_call_handler';
+create trusted language plother handler other_handler;
+create function other() returns int language plother as $$ begin return 1; end $$;
+create access method other_heap type table handler heap_tableam_handler;
+create table heap_of_others (id int) using other_heap;
+create foreign data wrapper "wrap %";
+create server "far %" foreign data wrapper "wrap %";
+create user mapping for {reader} server "far %";
+create foreign table abroad (id int) server "far %";
+create extension postgres_fdw;
+create server farther foreign data wrapper postgres_fdw;
+create operator family strange using btree;
+create function hashed(couple) returns int language sql immutable as 'select 1';
+create operator class strange for type couple using hash as function 1 hashed(couple);
+create text search parser pars (start = prsd_start, gettoken = prsd_nexttoken, end = prsd_end, lextypes = prsd_lextype);
+create text search template temp (lexize = dsimple_lexize);
+create cast (bytea as json) without function;
+create type base;
+create function base_in(cstring) returns base language internal strict immutable as 'textin';
+create function base_out(base) returns cstring language internal strict immutable as 'textout';
+create type base (input = base_in, output = base_out, like = text);
+create table of_bases (b base);
+alter default privileges for role {writer} grant select on tables to public;
+grant select on pg_authid to {reader};
+grant select (subconninfo) on pg_subscription to {reader};
+revoke execute on function pg_sleep(float8) from public;
+revoke usage on language plpgsql from public;
+grant execute on function hstore(text, text) to {writer};
+revoke usage on schema information_schema from public;
+"""
+
+# The way to begin anew that is advised everywhere.
+CHANGES_LOST = r"""
+drop schema public cascade;
+create schema public;
+grant all on schema public to {reader};
+create table wrong (id int primary key);
+drop schema "Bar.Back" cascade;
+select lo_unlink(oid) from pg_largeobject_metadata;
+"""
+
 # What belongs to the database and to no dump.
 OF_THE_DATABASE = r"""
 comment on database {name} is E'it''s\nthe "bar" \\';
@@ -257,6 +414,14 @@ def build(server: Server, name: str, owner: Owner | None = None) -> None:
     server.sql(filled(OF_THE_DATABASE + ("" if owner else UNKNOWN_SETTING), name))
 
 
+def change(server: Server, name: str, owner: Owner | None = None, *, lose: bool = False) -> None:
+    """Do to a database what a bad migration does, by a superuser or by *owner* alone; *lose* drops most of it."""
+    sql = filled(CHANGES_LOST if lose else CHANGES)
+    server.sql(as_role(owner.name, sql) if owner else sql, name)
+    if not owner and not lose:
+        server.sql(filled(CHANGES_SUPER), name)
+
+
 def properties(server: Server, name: str) -> dict[str, str]:
     """Return what belongs to the database and to no dump."""
     found = json.loads(server.sql(PROPERTIES.replace("{name}", name.replace("'", "''"))))
@@ -265,19 +430,15 @@ def properties(server: Server, name: str) -> dict[str, str]:
 
 def everything(server: Server, name: str) -> dict[str, str]:
     """Return all that must be the same after a restore into another database of another name."""
-    views = server.sql(
-        "select coalesce(string_agg(format('%I.%I', schemaname, matviewname), ' ' order by matviewname), '') "
+    views = server.json(
+        "select coalesce(json_agg(format('%I.%I', schemaname, matviewname) order by schemaname, matviewname), '[]') "
         "from pg_matviews where ispopulated",
         name,
     )
-    rows = {
-        view: server.sql(f"select md5(string_agg(v::text, ',' order by v::text)) from {view} v", name)
-        for view in views.split()
-    }
     return {
         **server.fingerprint(name),
-        **rows,
-        "populated": views,
+        **server.hashes(views, name),
+        "populated": ", ".join(views),
         "schema": server.dump_schema(name),
         **properties(server, name),
     }

@@ -128,6 +128,22 @@ def test_a_line_that_dotenv_dialects_read_differently(trial: Trial) -> None:
 # On the way in
 
 
+def test_a_file_that_is_not_utf_8(trial: Trial) -> None:
+    file = trial.project.path / FILE
+    text = f'# gr\xfcn\nDATABASE_URL="postgresql://u:{SECRET}\xe4@127.0.0.1/d"\n'
+    file.write_bytes(text.encode("latin-1"))
+    said = trial.fails("db.backup", code=2, says=f"{FILE}:2 .*not UTF-8", tries="UTF-8")
+    assert SECRET not in said.err
+    file.write_bytes(text.encode("utf-16"))
+    trial.fails("db.backup", code=2, says=f"{FILE} .*UTF-16", tries="UTF-8")
+
+
+def test_a_folder_in_the_place_of_the_file(trial: Trial) -> None:
+    (trial.project.path / FILE).unlink()
+    (trial.project.path / FILE).mkdir()
+    trial.fails("db.backup", code=1, says=f"{FILE} cannot be read: Is a directory", tries="INVOKE_DB_ENV_FILE")
+
+
 def test_wrong_password(trial: Trial) -> None:
     user, _ = trial.role()
     for password in ("not+it", "", "percent%25encoded"):
@@ -323,6 +339,43 @@ def test_a_bad_setting_in_invoke_yaml(trial: Trial) -> None:
     for line, says, tries in BAD_LINES:
         (trial.project.path / "invoke.yaml").write_text(f"db:\n  {line}\n")
         trial.fails("db.backup", code=2, says=says, tries=tries)
+
+
+BROKEN_FILES = [
+    ("yaml", "db:\n  lock_timeout: [hunter2XYZ\n", r"invoke.yaml:\d cannot be read", "one `setting: value`"),
+    ("yaml", "db:\n\tlock_timeout: 3\n", r"invoke.yaml:2 cannot be read", "one `setting: value`"),
+    ("yml", "db: 'hunter2XYZ\n", r"invoke.yml:\d cannot be read", "one `setting: value`"),
+    ("json", "{", r"invoke.json cannot be read", "one `setting: value`"),
+    ("yaml", "db:\n  # lock_timeout: 3\n", "invoke.yaml has one value, or none, where", "leave db: out"),
+    ("yaml", "db: [hunter2XYZ]\n", "invoke.yaml has one value, or none, where", "leave db: out"),
+    ("yaml", "db: hunter2XYZ\n", "invoke.yaml has one value, or none, where", "leave db: out"),
+    ("yaml", "- hunter2XYZ\n", "invoke.yaml has one value, or none, where", "leave db: out"),
+    ("yaml", "db:\n  lock_timeout: {a: hunter2XYZ}\n", "or many where one belongs", "leave db: out"),
+]
+
+
+@pytest.mark.parametrize("layout", ["tasks.py", "tasks/__init__.py"])
+def test_a_broken_invoke_yaml(trial: Trial, layout: str) -> None:
+    root = trial.project.path
+    (root / layout).parent.mkdir(exist_ok=True)
+    (root / "tasks.py").rename(root / layout)
+    for kind, text, says, tries in BROKEN_FILES:
+        (root / f"invoke.{kind}").write_text(text)
+        said = trial.fails("db.backup", code=2, says=says, tries=tries)
+        assert SECRET not in said.err
+        listed = trial.project.inv("-l")
+        assert (listed.code, "Traceback" in listed.err) == (2, False)
+        (root / f"invoke.{kind}").unlink()
+
+
+def test_an_invoke_yaml_in_a_folder_above_or_of_latin_letters(trial: Trial) -> None:
+    below = trial.project.path / "packages"
+    (trial.project.path / "invoke.yaml").write_text("db:\n")
+    assert "Traceback" not in trial.project.inv("db.list", cwd=below).err
+    (trial.project.path / "invoke.yaml").write_bytes(b"db:\n  pg_bin: /gr\xfcn\n")
+    trial.fails("db.backup", code=2, says="invoke.yaml cannot be read", tries="UTF-8")
+    (trial.project.path / "invoke.yaml").write_text("")
+    assert trial.project.inv("db.list").code == 0
 
 
 BAD_ARGUMENTS = [

@@ -646,9 +646,16 @@ def test_a_scratch_database_without_a_mark(slowly: Bar) -> None:
 # Every moment
 
 
-def moments(number: int, longest: float) -> list[float]:
-    """Return *number* moments from the first on, evenly spread over a run."""
-    return [longest * (i + 0.5) / number for i in range(number)]
+# A slow machine tries fewer moments, all over the run nevertheless.
+LONG_ENOUGH = 60.0
+
+
+def moments(number: int, longest: float) -> Iterator[float]:
+    """Yield *number* moments evenly spread over a run, far from each other first, as long as there is time."""
+    until = time.monotonic() + LONG_ENOUGH
+    for i in sorted(range(number), key=lambda i: f"{i:08b}"[::-1]):
+        if time.monotonic() < until:
+            yield longest * (i + 0.5) / number
 
 
 def seconds_of(run: Callable[[], Any]) -> float:

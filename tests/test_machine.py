@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -23,10 +25,10 @@ from conftest import ROOT, Server, missing
 from over_ssh import OverSsh, Sshd, one_connection, running_sshd
 
 from pg_backup_tasks import lock, postgres, shell, url
-from pg_backup_tasks.errors import Locked
+from pg_backup_tasks.errors import Failed, Locked
 from pg_backup_tasks.here import Here
-from pg_backup_tasks.machine import CommandError, Machine
-from pg_backup_tasks.model import Command, Digest
+from pg_backup_tasks.machine import CommandError, Load, Machine
+from pg_backup_tasks.model import Command, Digest, Format
 from pg_backup_tasks.postgres import Tools
 
 SOON = 10.0
@@ -479,6 +481,48 @@ def test_what_is_written_is_read(machine: Machine, folder: Path, data: bytes) ->
     assert [p.name for p in folder.iterdir()] == [path.name]
 
 
+def test_the_sizes_of_files(machine: Machine, folder: Path) -> None:
+    (folder / "a b").write_bytes(b"x" * 70_000)
+    (folder / "-n").touch()
+    assert machine.sizes([f"{folder}/{name}" for name in ("a b", "none", "-n")]) == [70_000, 0, 0]
+    assert machine.sizes([]) == []
+
+
+def test_a_folder_is_made_for_its_owner_only(machine: Machine, folder: Path) -> None:
+    path = folder / "backups" / "-p"
+    machine.make_folder(str(path))
+    assert path.stat().st_mode & 0o777 == 0o700
+    path.chmod(0o755)
+    machine.make_folder(str(path))
+    assert path.stat().st_mode & 0o777 == 0o700
+    path.chmod(0o1777)
+    machine.make_folder(str(path))
+    assert path.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_a_folder_goes_with_all_that_is_in_it(machine: Machine, folder: Path) -> None:
+    (folder / "staging" / "-rf").mkdir(parents=True)
+    (folder / "kept").touch()
+    (folder / "staging" / "link").symlink_to(folder / "kept")
+    for _ in range(2):
+        machine.remove_tree(f"{folder}/staging")
+    assert [p.name for p in folder.iterdir()] == ["kept"]
+
+
+def test_what_is_on_disk_is_its_owners_only(machine: Machine, folder: Path) -> None:
+    for name in ("a b", "-n"):
+        (folder / name).touch(0o644)
+    machine.flush([f"{folder}/a b", f"{folder}/-n", str(folder)])
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o600}
+    assert folder.stat().st_mode & 0o700 == 0o700
+
+
+def test_the_room_below_a_folder(machine: Machine, folder: Path) -> None:
+    # Others write to that disk as well.
+    expected = shutil.disk_usage(folder).free
+    assert machine.free(f"{folder}/not/there yet") == pytest.approx(expected, rel=0.05)
+
+
 @pytest.mark.parametrize("hasher", [None, "openssl", "sha256sum", "shasum"])
 def test_the_digest_of_a_file(far: OverSsh, folder: Path, tmp_path: Path, hasher: str | None) -> None:
     data = secrets.token_bytes(300_000)
@@ -495,6 +539,157 @@ def test_the_digest_of_a_file(far: OverSsh, folder: Path, tmp_path: Path, hasher
     for program in ("sh", "wc", "sleep", "cat", "env", hasher, *(["perl"] if hasher == "shasum" else [])):
         (only / program).symlink_to(shutil.which(program) or program)
     assert OverSsh(far.ssh, {"PATH": str(only)}).digest(str(path)) == expected
+
+
+# Dumps
+
+AWKWARD = """
+create table "a ""b
+c" (id int, "x\\y" text);
+insert into "a ""b
+c" select n, E'\\\\.\\n-- Data for Name: t; Type: TABLE DATA; Schema: public; Owner: x\\nCOPY'
+  from generate_series(1, 1000) n;
+create table empty (); create table "größe" (t text); insert into "größe" values (''), (null), (E'BEGIN;\\tSET');
+create function f() returns text language sql as $$ select '
+COPY public.none (id) FROM stdin;
+' $$;
+select lo_from_bytea(0, 'large');
+"""
+ROWS = {'public.a "b\nc': 1000, "public.empty": 0, "public.größe": 3}
+
+
+@dataclass(frozen=True)
+class Dumped:
+    """A dump in every format, and what it was made of and with."""
+
+    files: dict[Format, Path]
+    reader: Command
+    sql: bytes
+
+
+@pytest.fixture(scope="module")
+def dumped(server: Server) -> Iterator[Dumped]:
+    with tempfile.TemporaryDirectory(prefix="pg bt-", dir="/tmp") as folder:
+        files = {f: Path(folder) / f"-a 'b'{f.extension}" for f in Format}
+        server.sql("create database awkward")
+        server.sql(AWKWARD, "awkward")
+        for format_, letter in ((Format.DUMP, "c"), (Format.TAR, "t"), (Format.SQL, "p")):
+            words = [str(server.embedded.bin / "pg_dump"), f"-F{letter}", "-f", str(files[format_])]
+            subprocess.run(words, env={**os.environ, **server.embedded.environment("awkward")}, check=True)
+        server.sql("drop database awkward")
+        reader = postgres.print_sql(Tools(str(server.embedded.bin), "18"))
+        printed = subprocess.run([*reader.argv, files[Format.DUMP]], capture_output=True, check=True).stdout
+        files[Format.SQL_GZ].write_bytes(gzip.compress(files[Format.SQL].read_bytes()))
+        yield Dumped(files, reader, printed)
+
+
+@pytest.fixture
+def dumper(machine: Machine, server: Server) -> Machine:
+    """A machine with the newest server's tools in its PATH."""
+    if isinstance(machine, OverSsh):
+        path = f"{server.embedded.bin}:{os.environ['PATH']}"
+        return cast(Machine, OverSsh(machine.ssh, {"PATH": path}))
+    return machine
+
+
+def without_key(sql: bytes) -> list[bytes]:
+    """Return a dump's lines but those with the word that each pg_restore makes up anew."""
+    return [line for line in sql.split(b"\n") if b"restrict " not in line]
+
+
+def test_the_format_of_a_file(machine: Machine, dumped: Dumped, folder: Path) -> None:
+    for format_, path in dumped.files.items():
+        assert machine.sniff(str(path)) is format_
+    for content in (b"", b"hello", gzip.compress(b"hello"), b"\x1f\x8bbroken"):
+        (folder / "-x").write_bytes(content)
+        assert machine.sniff(f"{folder}/-x") is None
+
+
+def test_a_dump_is_read_to_its_end(dumper: Machine, dumped: Dumped) -> None:
+    for format_, path in dumped.files.items():
+        data = path.read_bytes()
+        found = dumper.examine(str(path), format_, "utf-8")
+        assert found.digest == Digest(len(data), hashlib.sha256(data).hexdigest())
+        assert (found.rows, found.problem) == (ROWS, None)
+
+
+def test_a_dump_that_is_damaged_is_found(dumper: Machine, dumped: Dumped, folder: Path) -> None:
+    for format_, path in dumped.files.items():
+        torn = folder / path.name
+        torn.write_bytes(path.read_bytes()[: -600 if format_ is Format.SQL else -2000])
+        found = dumper.examine(str(torn), format_, "utf-8")
+        assert found.problem or found.rows != ROWS, format_
+        assert found.digest.bytes == torn.stat().st_size
+    broken = bytearray(dumped.files[Format.SQL_GZ].read_bytes())
+    broken[-6] ^= 1
+    torn.write_bytes(broken)
+    assert dumper.examine(str(torn), Format.SQL_GZ, "utf-8").problem
+
+
+@pytest.mark.parametrize("wanted", [("plain", "packed"), ("plain",), ("packed",), ()])
+def test_sql_is_derived_from_an_archive(dumper: Machine, dumped: Dumped, folder: Path, wanted: tuple[str, ...]) -> None:
+    plain, packed = (str(folder / name) if name in wanted else None for name in ("plain", "packed"))
+    archive = str(dumped.files[Format.DUMP])
+    derived = dumper.derive(dumped.reader, archive, "utf-8", plain=plain, packed=packed)
+    assert (derived.rows, derived.complete) == (ROWS, True)
+    written = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert written.keys() == set(wanted)
+    for name, digest in (("plain", derived.plain), ("packed", derived.packed)):
+        if name not in wanted:
+            assert digest is None
+            continue
+        data = written[name]
+        assert digest == Digest(len(data), hashlib.sha256(data).hexdigest())
+        assert without_key(gzip.decompress(data) if name == "packed" else data) == without_key(dumped.sql)
+
+
+def test_every_part_that_fails_is_told(dumper: Machine, dumped: Dumped, folder: Path) -> None:
+    archive = str(dumped.files[Format.DUMP])
+    failing = Command(("sh", "-c", "cat >/dev/null; echo why >&2; exit 7"))
+    with pytest.raises(CommandError) as caught:
+        dumper.derive(failing, archive, "utf-8", plain=f"{folder}/plain", packed=f"{folder}/packed")
+    assert (caught.value.command, caught.value.done.code) == (failing, 7)
+    assert "why" in caught.value.done.err
+    for plain, packed in (("/dev/full", None), (None, "/no/such/folder/x")):
+        with pytest.raises((CommandError, OSError)):
+            dumper.derive(dumped.reader, archive, "utf-8", plain=plain, packed=packed)
+
+
+def loaded(server: Server, dumped: Dumped, format_: Format, database: str, **changes: object) -> Load:
+    """Return the load of a dump into *database*, in one transaction."""
+    psql = postgres.psql_loading(
+        Tools(str(server.embedded.bin), "18"), url.parse(server.url(database), "the test").database, ""
+    )
+    reader = dumped.reader if format_.is_archive else None
+    load = Load(psql, str(dumped.files[format_]), "utf-8", reader, "begin;\n", f"-- {'x' * 200_000}\ncommit;\n")
+    return replace(load, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format_", Format)
+def test_a_dump_is_loaded(dumper: Machine, dumped: Dumped, server: Server, database: str, format_: Format) -> None:
+    seen: list[int] = []
+    load = loaded(server, dumped, format_, database, skip_settings=frozenset({"transaction_timeout", "row_security"}))
+    done = dumper.load(load, seen.append)
+    assert (done.code, done.err, sum(seen) > 0) == (0, "", True)
+    assert server.sql('select count(*) from "a ""b\nc"', database) == "1000"
+    assert server.sql("select count(*) from pg_largeobject_metadata", database) == "1"
+
+
+def test_a_dump_that_does_not_come_whole_is_not_loaded(
+    dumper: Machine, dumped: Dumped, server: Server, database: str, folder: Path
+) -> None:
+    sql = dumped.files[Format.SQL].read_bytes()
+    (folder / "torn").write_bytes(sql[:-100])
+    broken = bytearray(dumped.files[Format.SQL_GZ].read_bytes())
+    broken[-6] ^= 1
+    (folder / "broken").write_bytes(broken)
+    for name in ("torn", "broken"):
+        with pytest.raises(Failed):
+            dumper.load(loaded(server, dumped, Format.SQL, database, path=f"{folder}/{name}"), lambda _: None)
+    (folder / "wrong").write_bytes(sql.replace(b"CREATE TABLE public.empty", b"CREATE TABEL public.empty"))
+    done = dumper.load(loaded(server, dumped, Format.SQL, database, path=f"{folder}/wrong"), lambda _: None)
+    assert (done.code, "syntax error" in done.err) == (3, True)
+    assert server.sql("select count(*) from pg_class where relname = 'empty'", database) == "0"
 
 
 # Who is at it

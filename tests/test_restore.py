@@ -7,61 +7,15 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import nasty
 import pytest
-from conftest import TASKS, Project, Ran, Server
+from benches import FORMATS, LOADED, Bench, Kept, differences
+from conftest import Server
 
-FORMATS = ("dump", "tar", "sql.gz", "sql")
 SLOW = pytest.mark.slow
-
-
-@dataclass
-class Bench:
-    """A server, a project on it and the databases a test makes there, which all go at its end."""
-
-    server: Server
-    project: Project
-    made: list[str] = field(default_factory=list)
-
-    def name(self, prefix: str = "r") -> str:
-        name = f"{prefix}_{secrets.token_hex(4)}"
-        self.made.append(name)
-        return name
-
-    def create(self, sql: str = "", options: str = "") -> str:
-        """Make a database, filled by *sql*."""
-        name = self.name()
-        self.server.sql(f"create database {name} {options}")
-        if sql:
-            self.server.sql(sql, name)
-        return name
-
-    def backup(self, database: str, *args: str) -> str:
-        """Back a database up; return the backup's name."""
-        self.project.use(self.server.url(database))
-        done = self.project.inv("db.backup", "--json", *args)
-        assert done.code == 0, done.err
-        return str(done.json["name"])
-
-    def restore(self, source: str, database: str, url: str | None = None) -> Ran:
-        """Restore a backup or a file into a database, which may be missing."""
-        self.project.use(url or self.server.url(database))
-        return self.project.inv("db.restore", source, "--force", "--json")
-
-    def has(self, database: str) -> bool:
-        return self.server.sql(f"select count(*) from pg_database where datname = '{database}'") == "1"
-
-    def leftovers(self) -> str:
-        """Return the scratch databases there are: none, ever, once a run has ended."""
-        return self.server.sql("select string_agg(datname, ' ') from pg_database where datname like 'pg\\_backup\\_%'")
-
-    def clear(self) -> None:
-        for name in self.made:
-            self.server.sql(f'drop database if exists "{name}" with (force)')
 
 
 EVERY_OBJECT = """
@@ -75,107 +29,6 @@ select (select count(*) from pg_class where oid >= 16384) + (select count(*) fro
 def objects(server: Server, database: str) -> int:
     """Count whatever a dump could have left in a database."""
     return int(server.sql(EVERY_OBJECT, database))
-
-
-@pytest.fixture
-def bench_of(servers: Callable[[int], Server], tmp_path: Path) -> Iterator[Callable[[int], Bench]]:
-    """Return a place to work for a server of a major version."""
-    benches: dict[int, Bench] = {}
-
-    def get(major: int) -> Bench:
-        if major not in benches:
-            path = tmp_path / f"on {major}"
-            path.mkdir()
-            (path / "tasks.py").write_text(TASKS)
-            benches[major] = Bench(servers(major), Project(path))
-        return benches[major]
-
-    yield get
-    for bench in benches.values():
-        bench.clear()
-
-
-@pytest.fixture
-def bench(bench_of: Callable[[int], Bench]) -> Bench:
-    return bench_of(18)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A nasty database, its backup and all that is to be the same after a restore."""
-
-    server: Server
-    backups: Path
-    name: str
-    owner: nasty.Owner | None
-    everything: dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def kept(
-    servers: Callable[[int], Server], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[int, bool], Kept]]:
-    """Return the backup of a nasty database, a superuser's or a plain owner's; made once for each server."""
-    made: dict[tuple[int, bool], Kept] = {}
-
-    def get(major: int, owned: bool) -> Kept:
-        if (major, owned) not in made:
-            made[major, owned] = _keep(servers(major), tmp_path_factory.mktemp("kept"), owned)
-        return made[major, owned]
-
-    yield get
-    for each in made.values():
-        each.server.sql(f'drop database "{each.everything["name"]}" with (force)')
-
-
-LOADED = """
-create extension hstore;
-create type mood as enum ('a');
-create schema s;
-create table s.t (id int primary key, m mood);
-insert into s.t select i, 'a' from generate_series(1, 500) i;
-create function f() returns int language sql as 'select 1';
-alter default privileges grant select on tables to public;
-select lo_from_bytea(777001, 'one'), lo_from_bytea(777002, 'two');
-"""
-
-
-@pytest.fixture(scope="module")
-def loaded(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A small backup that many tests use, in every format: its folder and its name."""
-    path = tmp_path_factory.mktemp("loaded")
-    (path / "tasks.py").write_text(TASKS)
-    bench = Bench(server, Project(path))
-    name = bench.backup(bench.create(LOADED))
-    bench.clear()
-    return bench.project.backups, name
-
-
-@pytest.fixture
-def small(loaded: tuple[Path, str], bench: Bench) -> str:
-    """The name of the small backup, on the shelf of this test alone."""
-    folder, name = loaded
-    shutil.copytree(folder, bench.project.backups, symlinks=True)
-    return name
-
-
-def _keep(server: Server, path: Path, owned: bool) -> Kept:
-    owner = nasty.make_owner(server, createdb=True) if owned else None
-    database = f"nasty_{secrets.token_hex(4)}"
-    nasty.build(server, database, owner)
-    (path / "tasks.py").write_text(TASKS)
-    project = Project(path)
-    project.use(owner.url(server, database) if owner else server.url(database))
-    done = project.inv("db.backup", "--json")
-    assert done.code == 0, done.err
-    return Kept(
-        server, project.backups, done.json["name"], owner, nasty.everything(server, database) | {"name": database}
-    )
-
-
-def _differences(kept: Kept, found: dict[str, str]) -> dict[str, tuple[str, str | None]]:
-    wanted = {k: v for k, v in kept.everything.items() if k != "name"}
-    return {k: (v, found.get(k)) for k, v in wanted.items() if found.get(k) != v}
 
 
 ROUND_TRIPS = [
@@ -218,10 +71,9 @@ def test_everything_comes_back(
     if into == "empty":
         bench.server.sql(f"create database {database}" + (f" owner {source.owner.name}" if source.owner else ""))
     url = source.owner.url(bench.server, database) if source.owner else None
-    done = bench.restore(f"{source.backups}/{source.name}.{format_}", database, url)
+    done = bench.restore(f"{source.backups}/{source.name}.{format_}", database, url=url)
     assert done.code == 0, done.err
-    assert done.json["how"] == ("swap" if into == "missing" else "in place")
-    assert _differences(source, nasty.everything(bench.server, database)) == {}
+    assert differences(source, nasty.everything(bench.server, database)) == {}
     assert bench.leftovers() == ""
 
 
@@ -416,25 +268,14 @@ def test_a_locale_or_role_that_is_not_here_is_said_and_left_out(bench: Bench, sm
 # Refused
 
 
-def test_a_database_that_is_not_empty_stays_as_it_is(bench: Bench) -> None:
-    database = bench.create("create table t (id int); insert into t values (1)")
-    name = bench.backup(database)
-    wanted = nasty.everything(bench.server, database)
-    for format_ in ("dump", "sql"):
-        done = bench.restore(f"backups/postgres/{name}.{format_}", database)
-        assert done.code == 2
-        assert "is not empty" in done.json["error"]
-        assert done.json["try"]
-    assert nasty.everything(bench.server, database) == wanted
-
-
 @pytest.mark.parametrize(
     "sql",
     [
-        "create function f() returns int language sql as 'select 1'",
+        "create table t (id int); insert into t values (1)",
         *(
             pytest.param(sql, marks=SLOW)
             for sql in (
+                "create function f() returns int language sql as 'select 1'",
                 "create schema s",
                 "select lo_create(0)",
                 "create type mood as enum ('a')",
@@ -447,10 +288,15 @@ def test_a_database_that_is_not_empty_stays_as_it_is(bench: Bench) -> None:
         ),
     ],
 )
-def test_also_what_is_no_table_makes_it_not_empty(bench: Bench, small: str, sql: str) -> None:
-    done = bench.restore(small, bench.create(sql))
-    assert done.code == 2
-    assert "is not empty" in done.json["error"]
+def test_what_is_to_be_new_or_empty_is_not_replaced(bench: Bench, small: str, sql: str) -> None:
+    database = bench.create(sql)
+    wanted = nasty.everything(bench.server, database)
+    for args in (("--into", database), ("--schema-only",)):
+        done = bench.restore(small, database if "--schema-only" in args else "postgres", *args)
+        assert done.code == 2, done.err
+        assert "is not empty" in done.json["error"]
+        assert done.json["try"]
+    assert nasty.everything(bench.server, database) == wanted
 
 
 def test_an_extension_alone_does_not(bench: Bench) -> None:
@@ -463,7 +309,7 @@ def test_an_extension_alone_does_not(bench: Bench) -> None:
 
 def test_who_may_not_create_databases_is_told_so(bench: Bench, small: str) -> None:
     owner, missing = nasty.make_owner(bench.server, createdb=False), bench.name()
-    done = bench.restore(small, missing, owner.url(bench.server, missing))
+    done = bench.restore(small, missing, url=owner.url(bench.server, missing))
     assert done.code == 2
     assert "may not create databases" in done.json["error"]
     assert missing in done.json["try"]

@@ -389,7 +389,7 @@ def test_the_objects_listed_are_the_archives(
     # Its own settings have no heading, and what belongs to the database is printed for --create only.
     unsaid = ("ENCODING", "STDSTRINGS", "SEARCHPATH", "DATABASE", "DATABASE PROPERTIES")
     theirs = {
-        (e.kind, e.schema or "-", e.name.replace("\n", " "))
+        (e.kind, e.schema, e.name.replace("\n", " "))
         for e in contents.entries.values()
         if e.kind not in unsaid and not e.name.startswith("DATABASE ")
     }
@@ -413,3 +413,27 @@ def test_what_is_left_out_takes_nothing_else_along(
         assert kept.complete
         assert rest.count(b"SET default_table") == dump.count(b"SET default_table")
         assert (kept.rows == rows) == (kind != "TABLE DATA")
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_the_copy_statements_are_as_archives_have_them(size: int) -> None:
+    sql = SqlDump(headings=True)
+    for start in range(0, len(TRAPS), size):
+        sql.feed(TRAPS[start : start + size])
+    assert [(i.kind, i.name, i.copy) for i in sql.items if i.kind == "TABLE DATA"] == [
+        ("TABLE DATA", "t", 'COPY public.t (id, "a$b") FROM stdin;\n'),
+        ("TABLE DATA", "new", 'COPY "a.b"."new\nline ""x" ("FROM stdin;\n") FROM stdin;\n'),
+        ("TABLE DATA", "t", ""),
+    ]
+    assert not [i for i in sql.items if i.copy and i.kind != "TABLE DATA"]
+
+
+def test_an_archive_and_its_plain_sql_copy_alike(
+    counted: Callable[[int], tuple[Server, dict[str, int]]],
+) -> None:
+    server, rows = counted(18)
+    contents, _ = archive.scan_custom(io.BytesIO(dump_of(server, "--format=custom")))
+    sql = SqlDump(headings=True)
+    sql.feed(dump_of(server))
+    assert [i.copy for i in sql.items if i.copy] == [e.copy for e in contents.entries.values() if e.copy]
+    assert len([i for i in sql.items if i.copy]) == len(rows)

@@ -325,6 +325,10 @@ def test_what_only_another_user_may_make_is_untestable_not_bad(shelf: Shelf, ser
     said = shelf.project.inv("db.verify", shelf.name, "--restore")
     assert said.code == 0, said.err
     assert "cannot be tested here" in said.out
+    found = shelf.verify("--restore").json["backups"][0]
+    assert (found["ok"], found["problems"], found["restored"]) == (True, [], None)
+    assert "must be able to SET ROLE" in found["untestable"]
+    assert shelf.verify().json["backups"][0]["untestable"] is None
     assert json.loads(shelf.path("info").read_text())["restored"] is None
     assert scratches(server) == ""
 
@@ -414,6 +418,8 @@ def test_an_extension_that_is_lacking_makes_it_untestable_not_bad(
     said = shelf.project.inv("db.verify", name, "--restore")
     assert said.code == 0, said.err
     assert "cannot be tested here: this server lacks the extension barkeeper" in said.out
+    told = shelf.verify("--restore", what=name).json["backups"][0]
+    assert told["untestable"] == "this server lacks the extension barkeeper"
     assert scratches(server) == ""
     missing = f"r_{secrets.token_hex(4)}"
     shelf.project.use(server.url(missing))

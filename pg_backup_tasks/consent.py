@@ -1,0 +1,47 @@
+"""Whether somebody has said yes to what changes a database: beforehand, or asked in a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .desk import Reporter
+from .errors import Refused
+
+
+@dataclass(frozen=True)
+class Consent:
+    """What was said beforehand, and whether there is a terminal to ask in.
+
+    *confirm* is the database's name where it was given, *protected* are those that ask for it.
+    """
+
+    force: bool = False
+    confirm: str = ""
+    interactive: bool = False
+    protected: tuple[str, ...] = ()
+
+    def check(self, database: str) -> None:
+        """Raise Refused where it is clear already that nobody says yes to changing *database*."""
+        if self.confirm and self.confirm != database:
+            raise Refused(f"--confirm names {self.confirm}, but the database is {database}.")
+        if self.confirm:
+            return
+        if database in self.protected:
+            if self.force or not self.interactive:
+                raise Refused(
+                    f"{database} is protected: whoever changes it must say its name.", hint=f"--confirm {database}"
+                )
+        elif not self.force and not self.interactive:
+            raise Refused(
+                f"There is no terminal to ask in whether to change {database}.", hint="--force answers yes beforehand"
+            )
+
+    def obtain(self, report: Reporter, database: str, question: str) -> None:
+        """Return once somebody has said yes. Raises Refused where the answer is anything else."""
+        if self.confirm:
+            return
+        if database in self.protected:
+            if report.ask(f"{database} is protected. {question} Type its name to go on:") != database:
+                raise Refused("Nothing was changed.")
+        elif not self.force and not report.confirm(question):
+            raise Refused("Nothing was changed.")

@@ -1,0 +1,123 @@
+"""What a restore is about to do to a database, written down first; and what it did, as long as it can be undone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from .machine import Machine
+from .model import Database
+
+_UNDER_WAY = ".restoring.json"
+_DONE = ".undo.json"
+# psql writes the number of its transaction here, before that changes anything.
+_TRANSACTION = ".restoring.transaction"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of a database, and how it was before: *before* names a database kept aside, or a safety backup.
+
+    *at* is ISO 8601 in UTC; *bytes* is the database's size before; *comment* is what the database aside had for one.
+    """
+
+    name: str
+    host: str
+    port: int
+    task: str
+    backup: str
+    how: Literal["swap", "in place"]
+    before: str
+    at: str
+    bytes: int
+    presence: str
+    comment: str | None = None
+
+    def of(self, database: Database) -> bool:
+        """Whether it changed this database."""
+        return (self.name, self.host, self.port) == (database.name, database.host, database.port)
+
+    @property
+    def place(self) -> str:
+        """The database as errors name it."""
+        return str(Database(self.name, self.host, self.port))
+
+    def older(self, now: datetime, hours: int) -> bool:
+        """Whether it lies more than *hours* back."""
+        return now - datetime.fromisoformat(self.at) > timedelta(hours=hours)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The change under way and those that can be undone, in a backup folder; written under its lock only."""
+
+    machine: Machine
+    folder: str
+
+    @property
+    def transaction_path(self) -> str:
+        """Where the transaction that makes a change in place says its number."""
+        return f"{self.folder}/{_TRANSACTION}"
+
+    def begin(self, change: Change) -> None:
+        """Write down what is about to be done."""
+        self.machine.remove(self.transaction_path)
+        self._write(_UNDER_WAY, asdict(change))
+
+    def transaction(self) -> int | None:
+        """Return the number of the transaction that makes the change under way, None if it did not get that far."""
+        text = (self.machine.read(self.transaction_path) or b"").decode("ascii", "replace").strip()
+        return int(text) if text.isdecimal() else None
+
+    def end(self) -> None:
+        """Forget the change under way: it was not made, or it is remembered as done."""
+        self.machine.remove(f"{self.folder}/{_UNDER_WAY}")
+        self.machine.remove(self.transaction_path)
+
+    def under_way(self) -> Change | None:
+        """Return the change a run was making: ours, or that of a run that did not come to its end."""
+        return _change(self._read(_UNDER_WAY))
+
+    def remember(self, change: Change) -> None:
+        """Let *change*, now made, be the one to undo for its database."""
+        others = [c for c in self.done() if (c.name, c.host, c.port) != (change.name, change.host, change.port)]
+        self._keep([*others, change])
+
+    def forget(self, gone: Callable[[Change], bool]) -> None:
+        """Remember no more what *gone* says cannot be undone any longer."""
+        done = self.done()
+        kept = [c for c in done if not gone(c)]
+        if kept != done:
+            self._keep(kept)
+
+    def done(self) -> list[Change]:
+        """Return the changes that can be undone, one for each database."""
+        found = self._read(_DONE)
+        changes = map(_change, found if isinstance(found, list) else [])
+        return [c for c in changes if c]
+
+    def last(self, database: Database) -> Change | None:
+        """Return the change of *database* that can be undone."""
+        return next((c for c in self.done() if c.of(database)), None)
+
+    def _keep(self, changes: Iterable[Change]) -> None:
+        self._write(_DONE, [asdict(c) for c in changes])
+
+    def _write(self, name: str, document: Any) -> None:
+        self.machine.write(f"{self.folder}/{name}", json.dumps(document, indent=2).encode() + b"\n")
+
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads(self.machine.read(f"{self.folder}/{name}") or b"null")
+        except ValueError:
+            return None
+
+
+def _change(found: Any) -> Change | None:
+    try:
+        return Change(**found)
+    except TypeError:
+        return None

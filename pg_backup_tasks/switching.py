@@ -1,0 +1,198 @@
+"""Two databases change places: the one under the name goes aside, another takes the name; both or neither.
+
+Both renames stand in one transaction, so there is no moment without a database under the name, whoever dies. The
+first rename keeps everybody out until the end; who is in is sent away by a second session meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+
+from . import catalog, loading, signals
+from .catalog import Present
+from .crew import Crew
+from .desk import Connection, Desk
+from .errors import Failed, TaskError
+from .journal import Change
+from .machine import CommandError
+from .model import STAMP, Database
+from .postgres import identifier, literal
+from .url import elsewhere
+
+_LONGEST_NAME = 63
+_AGAIN = 0.02
+_NEXT_SECOND = 0.2
+_PATIENCE = "15s"
+# Ours to end: anybody's for a superuser, else those of roles we are in.
+_END_SESSIONS = """
+select count(pg_terminate_backend(pid)) from pg_stat_activity a
+where datname = {name} and pid <> pg_backend_pid() and usesysid is not null
+  and (current_setting('is_superuser') = 'on' or (
+    not (select rolsuper from pg_roles r where r.oid = usesysid)
+    and (pg_has_role(usesysid, 'MEMBER') or pg_has_role('pg_signal_backend', 'MEMBER'))))
+"""
+
+
+def aside_name(name: str, at: datetime) -> str:
+    """Return what a database is called once it is aside: its name, shortened if need be, and when it went."""
+    suffix = f"_before_{at.strftime(STAMP)}"
+    kept = name.encode()[: _LONGEST_NAME - len(suffix)].decode(errors="ignore")
+    return kept + suffix
+
+
+def begun(
+    desk: Desk, server: Connection, database: Database, task: str, backup: str, present: Present, comment: str | None
+) -> Change:
+    """Return a change by a swap that is about to be made, under a name for what goes aside that is still free."""
+    while catalog.database_exists(server.session, before := aside_name(database.name, now := desk.clock())):
+        desk.sleep(_NEXT_SECOND)
+    return Change(
+        name=database.name,
+        host=database.host,
+        port=database.port,
+        task=task,
+        backup=backup,
+        how="swap",
+        before=before,
+        at=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        bytes=present.bytes,
+        presence=desk.machine.presence(),
+        comment=comment,
+    )
+
+
+def switch(desk: Desk, server: Connection, change: Change, fresh: str, finish: Callable[[], None]) -> None:
+    """Put the database *fresh* under the change's name, and what is there now aside; *finish* says the rest.
+
+    Raises Failed where it cannot be done; then everything is as it was. No signal is heard after it.
+    """
+    session, name, aside = server.session, identifier(change.name), identifier(change.before)
+    mark = f"Kept aside from {change.name} at {change.at} by {change.task}: inv db.undo puts it back."
+    try:
+        session.ask("begin")
+        session.ask(f"set local lock_timeout = '{_PATIENCE}'")
+        _rename_and_send_away(desk, server, change)
+        session.ask(f"comment on database {aside} is {literal(mark)}")
+        session.ask(f"alter database {identifier(fresh)} rename to {name}")
+        finish()
+    except CommandError as error:
+        if "is being accessed by other users" in error.done.err or "lock timeout" in error.done.err:
+            raise Failed(
+                f"The sessions on {change.name} could not be ended, so it was left as it is.",
+                hint="stop the applications, or have a superuser run it",
+            ) from None
+        raise
+    signals.close()
+    session.ask("commit")
+
+
+def _rename_and_send_away(desk: Desk, server: Connection, change: Change) -> None:
+    """Rename the database while its sessions are being ended: nobody can come in meanwhile."""
+    rename = f"alter database {identifier(change.name)} rename to {identifier(change.before)}"
+    ending = _END_SESSIONS.format(name=literal(change.name))
+    with desk.connect(server.database) as second, Crew(desk.machine, 1) as crew:
+        renamed = crew.submit(server.session.ask, rename)
+        while not renamed.done():
+            second.session.ask(ending)
+            signals.sleep(_AGAIN)
+        renamed.result()
+
+
+def conclude(desk: Desk, server: Connection, change: Change) -> None:
+    """Remember a change that was made as the one to undo, and let go of what an earlier one kept aside."""
+    for earlier in desk.journal.done():
+        if earlier.name == change.name and earlier.how == "swap" and earlier.before != change.before:
+            drop_aside(desk, server, earlier)
+    desk.journal.remember(change)
+    desk.journal.end()
+
+
+def drop_aside(desk: Desk, server: Connection, change: Change) -> None:
+    """Drop the database a change has kept aside, if it is there still; one that cannot be dropped is said."""
+    name = identifier(change.before)
+    if refused := server.session.attempt(f"drop database if exists {name} with (force)"):
+        desk.report.warn(f"{change.before}, kept aside by an earlier {change.task}, could not be dropped: {refused}")
+
+
+def drop_expired(desk: Desk, server: Connection) -> None:
+    """Drop the databases of this server kept aside for longer than the setting."""
+    here = server.database
+    expired = [
+        change
+        for change in desk.journal.done()
+        if change.how == "swap"
+        and (change.host, change.port) == (here.host, here.port)
+        and change.older(desk.clock(), desk.settings.aside_hours)
+    ]
+    for change in expired:
+        drop_aside(desk, server, change)
+        desk.report.say(f"Dropped {change.before}, kept aside for more than {desk.settings.aside_hours} hours.")
+    if expired:
+        desk.journal.forget(lambda change: change in expired)
+
+
+def settle(desk: Desk) -> None:
+    """Find out how the change ended that a dead run was making, and say so; only under the lock."""
+    change = desk.journal.under_way()
+    if change is None:
+        return
+    database = desk.choice.database
+    if (change.host, change.port) != (database.host, database.port):
+        desk.report.warn(_cut_off(change) + " Whether it was done is found out by the next task that works on it.")
+        return
+    with loading.maintenance(desk, database) as server:
+        loading.clear_scratch(desk, server)
+        if was_made(desk, server, change):
+            conclude(desk, server, change)
+            desk.report.say(
+                f"{_cut_off(change)} It had been done: {change.name} is what it was to be; inv db.undo takes it back."
+            )
+        else:
+            desk.journal.end()
+            desk.report.say(f"{_cut_off(change)} {change.name} is as it was before.")
+
+
+def tell(desk: Desk) -> None:
+    """Say that a dead run was making a change, without looking how it ended."""
+    change = desk.journal.under_way()
+    if change and not desk.machine.alive(change.presence):
+        desk.report.warn(f"{_cut_off(change)} The next backup, restore or undo finds out how it ended.")
+
+
+def _cut_off(change: Change) -> str:
+    return f"{change.task} on {change.name} was cut off at {change.at}."
+
+
+def was_made(desk: Desk, server: Connection, change: Change) -> bool:
+    """Whether the server has committed a change that was begun."""
+    if change.how == "swap":
+        return catalog.database_exists(server.session, change.before)
+    transaction = desk.journal.transaction()
+    if transaction is None:
+        return False
+    # The number is this database's server's; a session of the dead run may still be ending.
+    with desk.connect(elsewhere(server.database, change.name)) as connection:
+        while (status := catalog.transaction_status(connection.session, transaction)) == "in progress":
+            signals.sleep(_AGAIN * 10)
+    return status == "committed"
+
+
+def undo_the_mark(server: Connection, change: Change) -> None:
+    """Give the database that a change had put aside, back under its name, the comment it had."""
+    comment = "null" if change.comment is None else literal(change.comment)
+    server.session.ask(f"comment on database {identifier(change.name)} is {comment}")
+
+
+def abandon(desk: Desk, change: Change, fresh: str | None = None) -> None:
+    """After a failure: find out whether the change was made all the same; if not, drop what was filled for it."""
+    # A session of its own: the one that failed has ended, or waits for what will not come. Where none can be had,
+    # the next run finds out.
+    with suppress(TaskError), loading.maintenance(desk, desk.choice.database) as server:
+        if was_made(desk, server, change):
+            conclude(desk, server, change)
+            return
+        if fresh:
+            loading.discard(desk, server, fresh)
+        desk.journal.end()

@@ -1,0 +1,92 @@
+"""Put a database back as it was before the last restore; once more, and it is as it was after that."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from . import catalog, loading, restore, switching, verify
+from .consent import Consent
+from .desk import Connection, Desk
+from .errors import Refused
+from .journal import Change
+from .model import Database
+from .postgres import identifier
+from .restore import Order, Result, Work
+
+_TASK = "db.undo"
+
+
+def undo(desk: Desk, yes: Consent, wait: float) -> Result:
+    """Take back the last restore, undo or rollback of the database. Raises Refused where there is none."""
+    database = desk.choice.database
+    yes.check(database.name)
+    with desk.at_work(f"{_TASK} on {database.name}", wait):
+        switching.settle(desk)
+        change = desk.journal.last(database)
+        if change is None:
+            raise _nothing(database)
+        desk.report.say(f"Undo     {change.task} at {change.at}")
+        if change.how == "swap":
+            return _switch_back(desk, change, database, yes)
+        safety = desk.store.by_name(change.before)
+        if safety is None:
+            raise Refused(f"{change.before}, taken before {change.task}, is not there any more.", hint="inv db.list")
+        return Work(desk, Order(), verify.open_dump(desk, safety), database, _TASK).run(yes)
+
+
+def plan(desk: Desk) -> str:
+    """Return what `undo` would do, as far as that is known without looking."""
+    database = desk.choice.database
+    change = desk.journal.last(database)
+    if change is None:
+        raise _nothing(database)
+    return f"Would put {database} back as it was before {change.task} at {change.at}."
+
+
+def _nothing(database: Database) -> Refused:
+    return Refused(f"There is nothing to undo: no restore of {database.name} is remembered here.", hint="inv db.list")
+
+
+def _switch_back(desk: Desk, change: Change, database: Database, yes: Consent) -> Result:
+    journal = desk.journal
+    with loading.maintenance(desk, database) as server:
+        if not catalog.database_exists(server.session, change.before):
+            journal.forget(lambda c: c == change)
+            raise Refused(f"There is nothing to undo: {change.before} has been dropped.", hint="inv db.list")
+        redo = _redo(desk, server, change, database)
+        yes.obtain(desk.report, database.name, f"Put {database.name} back?")
+        began = monotonic()
+        if redo is None:
+            _put_back(server, change)
+            journal.forget(lambda c: c == change)
+        else:
+            journal.begin(redo)
+            try:
+                switching.switch(desk, server, redo, change.before, lambda: switching.undo_the_mark(server, change))
+                switching.conclude(desk, server, redo)
+            except BaseException:
+                switching.abandon(desk, redo)
+                raise
+    return Result(change.backup, database.name, "swap", round(monotonic() - began, 3), undo=redo is not None)
+
+
+def _redo(desk: Desk, server: Connection, change: Change, database: Database) -> Change | None:
+    """Return the change that is about to be made; None where nothing is under the name that could go aside."""
+    if not catalog.database_exists(server.session, database.name):
+        desk.report.say(f"Into     {database}, which is missing")
+        return None
+    with desk.connect(database) as connection:
+        present = catalog.present(connection.session)
+        restore.refuse_what_would_be_lost(database, present)
+        now, _ = catalog.describe(connection.session, database)
+    desk.report.say(
+        f"Into     {database}: {present.tables} tables, {present.bytes / 1e6:,.1f} MB, kept aside for a redo"
+    )
+    return switching.begun(desk, server, database, _TASK, change.backup, present, now.comment)
+
+
+def _put_back(server: Connection, change: Change) -> None:
+    server.session.ask("begin")
+    server.session.ask(f"alter database {identifier(change.before)} rename to {identifier(change.name)}")
+    switching.undo_the_mark(server, change)
+    server.session.ask("commit")
