@@ -163,16 +163,17 @@ select json_build_object(
     and a.pid <> pg_backend_pid()))
 from pg_database d join pg_tablespace t on t.oid = d.dattablespace where d.datname = current_database()
 """
-# Where the usual migration tools keep what they have applied: table, the name, which rows count, their order.
+# Where the usual migration tools keep what they have applied: table, the name, their order, which rows count. Asked as
+# JSON, in which a column that another tool's table of that name does not have is null and no error.
 _LEDGERS = (
-    ("_prisma_migrations", "migration_name",
-     "finished_at is not null and rolled_back_at is null", "started_at"),
-    ("__drizzle_migrations", "hash", "true", "id"),
-    ("knex_migrations", "name", "true", "id"),
-    ("SequelizeMeta", "name", "true", "name"),
-    ("pgmigrations", "name", "true", "id"),
-    ("schema_migrations", "version::text", "true", "version"),
-    ("flyway_schema_history", "script", "success", "installed_rank"),
+    ("_prisma_migrations", "migration_name", "started_at",
+     "r ->> 'finished_at' is not null and r ->> 'rolled_back_at' is null"),
+    ("__drizzle_migrations", "hash", "id", "true"),
+    ("knex_migrations", "name", "id", "true"),
+    ("SequelizeMeta", "name", "name", "true"),
+    ("pgmigrations", "name", "id", "true"),
+    ("schema_migrations", "version", "version", "true"),
+    ("flyway_schema_history", "script", "installed_rank", "r ->> 'success' = 'true'"),
 )  # fmt: skip
 LEDGERS = frozenset(table for table, *_ in _LEDGERS)
 _COUNTED_AT_ONCE = 200
@@ -300,10 +301,13 @@ def count_objects(session: Session) -> int:
 def migrations(session: Session) -> list[str] | None:
     """Return the names of the migrations applied, from whichever ledger is there; None without one."""
     present = {name: schema for schema, name in answer(session, _TABLE_NAMES)}
-    for table, name, condition, order in _LEDGERS:
+    for table, name, order, condition in _LEDGERS:
         if table in present:
             place = f"{identifier(present[table])}.{identifier(table)}"
-            sql = f"select coalesce(json_agg({name} order by {order}), '[]') from {place} where {condition}"
+            sql = (
+                f"select coalesce(json_agg(r ->> '{name}' order by r -> '{order}'), '[]') "
+                f"from {place} t, to_jsonb(t) r where r ->> '{name}' is not null and {condition}"
+            )
             found: list[str] = answer(session, sql)
             return found
     return None

@@ -13,6 +13,8 @@ from .model import Database
 
 _UNDER_WAY = ".restoring.json"
 _DONE = ".undo.json"
+# What pg_restore is to take out of an archive.
+_LIST = ".restoring.list"
 # psql writes the number of its transaction here, before that changes anything.
 _TRANSACTION = ".restoring.transaction"
 
@@ -62,6 +64,11 @@ class Journal:
         """Where the transaction that makes a change in place says its number."""
         return f"{self.folder}/{_TRANSACTION}"
 
+    @property
+    def list_path(self) -> str:
+        """Where pg_restore is told what to take out of an archive."""
+        return f"{self.folder}/{_LIST}"
+
     def begin(self, change: Change) -> None:
         """Write down what is about to be done."""
         self.machine.remove(self.transaction_path)
@@ -76,6 +83,7 @@ class Journal:
         """Forget the change under way: it was not made, or it is remembered as done."""
         self.machine.remove(f"{self.folder}/{_UNDER_WAY}")
         self.machine.remove(self.transaction_path)
+        self.machine.remove(self.list_path)
 
     def under_way(self) -> Change | None:
         """Return the change a run was making: ours, or that of a run that did not come to its end."""

@@ -31,7 +31,6 @@ _SETTINGS_SINCE = {"transaction_timeout": 17}
 _OURS_TO_SET = frozenset({"lock_timeout"})
 # Entries of an archive that say how to read the others.
 _HEAD = frozenset({"ENCODING", "STDSTRINGS", "SEARCHPATH"})
-_LIST = ".restoring.list"
 _LOOK = 0.02
 _SIZE_EVERY = 0.5
 # What a server can lack, and how it comes by it.
@@ -187,6 +186,8 @@ def _load_as_one_stream(desk: Desk, dump: Dump, target: Target) -> None:
             done = desk.machine.load(job, progress)
         except CommandError as error:
             raise postgres.explain(error, connection.database, "restore") from None
+        finally:
+            desk.machine.remove(desk.journal.list_path)
     if done.code:
         desk.report.note(done.err)
         raise _refusal(CommandError(command, done), connection.database)
@@ -200,7 +201,7 @@ def _reader(desk: Desk, dump: Dump, part: Part | None, tools: Tools) -> Command 
         return None
     if part is None or not dump.has_ids:
         return postgres.print_sql(tools)
-    path = f"{desk.store.folder}/{_LIST}"
+    path = desk.journal.list_path
     ids = [f"{item.id};\n" for item in dump.items if item.kind in _HEAD or part.wanted(item)]
     desk.machine.write(path, "".join(ids).encode())
     return postgres.print_items(tools, path)

@@ -12,6 +12,8 @@ from .errors import Refused
 STAMP = "%Y%m%d_%H%M%S"
 INFO = ".info"
 RESERVED_TYPES = frozenset({"latest", "all", "pick"})
+# What a restore takes before it changes a database in place; `latest` means another.
+SAFETY = "pre_restore"
 LONGEST_TYPE = 64
 
 

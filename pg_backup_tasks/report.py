@@ -18,7 +18,8 @@ from urllib.parse import quote
 
 from . import signals
 from .errors import Refused, TaskError
-from .model import Format
+from .model import Format, Mode
+from .units import duration, short_age, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -183,7 +184,14 @@ class Report:
         if self._as_json:
             self._changed(result)
         else:
-            proof = "every table has the rows recorded" if counted else "how many rows it should have, nobody recorded"
+            what = {
+                Mode.FULL.value: "every table has",
+                Mode.DATA_ONLY.value: "rows only; every table of the backup has",
+                Mode.TABLE.value: "these tables only; they have",
+            }
+            proof = f"{what.get(result.mode)} the rows recorded" if counted else "how many rows, nobody had recorded"
+            if result.mode == Mode.SCHEMA_ONLY.value:
+                proof = "structure only, no rows"
             print(f"Restored {result.backup} into {result.database} in {duration(result.seconds)}; {proof}.")
             if result.undo:
                 print("inv db.undo puts it back as it was.")
@@ -401,33 +409,3 @@ def _verdict_lines(verdict: Verdict) -> Iterator[str]:
             f"(PostgreSQL {verdict.restored.server_version}, {duration(verdict.restored.seconds)})"
         )
     yield f"{verdict.name}: {how}"
-
-
-def size(bytes_: int) -> str:
-    """Return a size as people read it, decimal: 102.2 MB."""
-    value = float(bytes_)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as people read it: 0.4 s, 12 s, 3 min 20 s."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
-
-
-def short_age(seconds: float) -> str:
-    """Return how long ago something was: now, 5 min, 3 h, 12 d; `future` for a date that is to come."""
-    if seconds < -60:
-        return "future"
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= (2 * length if unit != "min" else length):
-            return f"{int(seconds // length)} {unit}"
-    return "now"

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from time import monotonic
 
-from . import ability, backup, catalog, data_only, emptying, loading, signals, single_tables, switching, verify
+from . import ability, backup, catalog, data_only, emptying, loading, signals, single_tables, switching, units, verify
 from .ability import Role
 from .catalog import Present
 from .consent import Consent
@@ -16,13 +16,12 @@ from .errors import Failed, Refused, TaskError, Unreachable
 from .info import DatabaseInfo
 from .journal import Change, Journal
 from .loading import Dump, Part, Target
-from .model import Database, Format, Mode
+from .model import SAFETY, Database, Format, Mode
 from .postgres import identifier
 from .properties import Statement
 from .store import Backup
 from .url import elsewhere
 
-SAFETY = "pre_restore"
 _DATA = frozenset(
     {
         "BLOB",
@@ -301,11 +300,9 @@ class Work:
     def _announce(self, found: _Found | None) -> None:
         say = self.desk.report.say
         backup_, format_ = self.dump.backup, self.dump.format
-        taken = backup_.created_at.strftime("%Y-%m-%d %H:%M:%S UTC") if backup_.created_at else "at an unknown time"
-        was = backup_.info.database if backup_.info else None
-        origin = f" of {was.name} on {was.host or 'a local socket'}" if was else ""
         extension = format_.extension if backup_.type else ""
-        say(f"Backup   {backup_.name}{extension}, taken {taken}{origin}, {backup_.sizes[format_] / 1e6:,.1f} MB")
+        say(f"Backup   {backup_.name}{extension}, {units.size(backup_.sizes[format_])}")
+        say(f"From     {self._origin()}")
         if found is None:
             say(f"Into     {self.database}, which is missing and will be created")
             return
@@ -316,14 +313,23 @@ class Work:
             say(f"Alone    {_some(list(found.left_alone))}")
         say(f"How      {self._how(found)}")
 
+    def _origin(self) -> str:
+        created, info = self.dump.backup.created_at, self.dump.backup.info
+        when = "nobody knows when"
+        if created:
+            age = units.short_age((self.desk.clock() - created).total_seconds())
+            ago = age if age in ("now", "future") else f"{age} ago"
+            when = f"{ago} ({created.strftime('%Y-%m-%d %H:%M:%S UTC')})"
+        return f"{info.database.name} on {info.database.host or 'a local socket'}, {when}" if info else when
+
     def _how(self, found: _Found) -> str:
         if self.order.into:
             return "in one transaction"
         if found.doubts:
             self.desk.report.note(f"not by another database, because {'; '.join(found.doubts[:_MENTIONED])}")
-            return f"in place, in one transaction ({found.doubts[0]}); after a safety backup, for db.undo"
+            return f"in place, in one transaction, after a safety backup for db.undo ({found.doubts[0]})"
         ended = f"; {found.present.sessions} sessions on it are ended" if found.present.sessions else ""
-        return f"in a new database that then takes its name{ended}; the old one is kept aside for db.undo"
+        return f"in a new database that takes its name{ended}; the old one stays aside for db.undo"
 
     # Doing
 
@@ -421,7 +427,7 @@ class Work:
 
 
 def _contents(found: _Found) -> str:
-    return f": {found.present.tables} tables, {found.present.bytes / 1e6:,.1f} MB" if found.objects else ""
+    return f": {found.present.tables} tables, {units.size(found.present.bytes)}" if found.objects else ""
 
 
 def _some(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from . import info as info_
 from .errors import Refused
 from .info import Info
 from .machine import CommandError, Entry, Machine
-from .model import INFO, BackupName, Format, latest_link, parse_type, split_file
+from .model import INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
 
 PARTIAL = ".partial_"
 _CLEARED = ".cleared_"
@@ -130,7 +130,8 @@ class Store:
 
     def _latest(self, type_: str | None) -> Backup:
         for backup in self.backups(type_):
-            if backup.complete:
+            # Whoever restores once more means what was restored, not what it replaced.
+            if backup.complete and (type_ or backup.type != SAFETY):
                 return backup
         of_type = f" of type {type_}" if type_ else ""
         raise Refused(f"There is no whole backup{of_type} in {self.folder}.", hint="inv db.list")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 
-from . import catalog, loading, restore, switching, verify
+from . import catalog, loading, restore, switching, units, verify
 from .consent import Consent
 from .desk import Connection, Desk
 from .errors import Refused
@@ -79,9 +79,7 @@ def _redo(desk: Desk, server: Connection, change: Change, database: Database) ->
         present = catalog.present(connection.session)
         restore.refuse_what_would_be_lost(database, present)
         now, _ = catalog.describe(connection.session, database)
-    desk.report.say(
-        f"Into     {database}: {present.tables} tables, {present.bytes / 1e6:,.1f} MB, kept aside for a redo"
-    )
+    desk.report.say(f"Into     {database}: {present.tables} tables, {units.size(present.bytes)}, kept aside for a redo")
     return switching.begun(desk, server, database, _TASK, change.backup, present, now.comment)
 
 

@@ -17,7 +17,9 @@ from conftest import ROOT, Project, Ran, Server, clean_environ
 DEADLINE = 20.0
 HOLDER = "test_holder"
 # What a run says on its way, before the sentence that ends it.
-_ON_THE_WAY = re.compile(r"(Database|Parameters|Dumping|Restoring|Reading|Backup  |Into  |backup_\w+: no checksum)")
+_ON_THE_WAY = re.compile(
+    r"(Database|Parameters|Dumping|Restoring|Reading|Backup  |From  |Into  |Lost  |How  |backup_\w+: no checksum)"
+)
 # Read by every Python that starts with its folder in PYTHONPATH: writes down what commands it runs, and may take
 # PostgreSQL's tools out of sight.
 _SPY = """\

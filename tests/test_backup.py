@@ -6,6 +6,7 @@ import hashlib
 import json
 import stat
 
+import pytest
 from conftest import Project, Server
 
 SMALL = """
@@ -51,3 +52,37 @@ def test_latest_points_at_the_newest_and_loses_what_was_not_made(ready: Project)
         "backup_manual_latest.dump": f"{second}.dump",
         "backup_manual_latest.info": f"{second}.info",
     }
+
+
+PRISMA = """
+create table _prisma_migrations (id text, migration_name text, started_at timestamptz default now(),
+  finished_at timestamptz, rolled_back_at timestamptz);
+insert into _prisma_migrations values ('b', '2', '2026-02-01', now(), null),
+  ('a', '1', '2026-01-01', now(), null), ('c', '3', '2026-03-01', null, null), ('d', '4', '2026-04-01', now(), now());
+"""
+DRIZZLE = """
+create schema drizzle; create table drizzle.__drizzle_migrations (id serial, hash text);
+insert into drizzle.__drizzle_migrations (id, hash) values (10, 'ten'), (9, 'nine');
+"""
+
+
+@pytest.mark.parametrize(
+    ("sql", "applied"),
+    [
+        ("create table t (id int)", None),
+        (PRISMA, ["1", "2"]),
+        (DRIZZLE, ["nine", "ten"]),
+        ("create table schema_migrations (version int); insert into schema_migrations values (20), (3)", ["3", "20"]),
+        # Of another tool, or of our user's own making.
+        ("create table flyway_schema_history (x int); insert into flyway_schema_history values (1)", []),
+        ("create table _prisma_migrations (migration_name text); insert into _prisma_migrations values ('x')", []),
+    ],
+    ids=["none", "prisma", "drizzle", "rails", "other", "prisma of other columns"],
+)
+def test_the_migrations_applied_are_in_its_info(
+    ready: Project, server: Server, database: str, sql: str, applied: list[str] | None
+) -> None:
+    server.sql(sql, database)
+    done = ready.inv("db.backup", "--json", "--formats", "dump")
+    assert done.code == 0, done.err
+    assert done.json["migrations"] == applied

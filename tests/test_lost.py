@@ -1,0 +1,161 @@
+"""What a restore would lose, or cannot bring: named before anything is touched."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import nasty
+import pytest
+from benches import Bench
+from conftest import TASKS, Project, Server
+
+from pg_backup_tasks.embedded import EmbeddedServer, find_bin
+
+WAYS = pytest.mark.parametrize("in_place", ["false", "true"], ids=["swap", "in place"])
+
+
+@pytest.fixture(scope="module")
+def logical(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that keeps replication slots and prepared transactions."""
+    with EmbeddedServer(find_bin(), settings={"wal_level": "logical", "max_prepared_transactions": "4"}) as embedded:
+        yield Server(embedded, int(embedded.version.split(".")[0]))
+
+
+@pytest.fixture
+def there(logical: Server, tmp_path: Path) -> Iterator[tuple[Bench, str, str]]:
+    """A database there with a table, and its backup."""
+    (tmp_path / "tasks.py").write_text(TASKS)
+    bench = Bench(logical, Project(tmp_path))
+    database = bench.create("create table t (id int); insert into t values (1)")
+    name = bench.backup(database)
+    yield bench, database, name
+    bench.clear()
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("make", "gone", "what"),
+    [
+        (
+            "select pg_create_logical_replication_slot('our_slot', 'pgoutput')",
+            "select pg_drop_replication_slot('our_slot')",
+            "replication slot our_slot",
+        ),
+        (
+            "create subscription ours connection 'host=nowhere' publication p with (connect = false, slot_name = none)",
+            "drop subscription ours",
+            "subscription ours",
+        ),
+        ("begin; insert into t values (2); prepare transaction 'ours'", "rollback prepared 'ours'", "transaction ours"),
+    ],
+    ids=["slot", "subscription", "prepared"],
+)
+def test_what_no_dump_holds_is_not_lost(
+    there: tuple[Bench, str, str], make: str, gone: str, what: str, in_place: str
+) -> None:
+    bench, database, name = there
+    for statement in make.split("; ") if "prepare" not in make else [make]:
+        bench.server.sql(statement, database)
+    done = bench.restore(name, database, env={"INVOKE_DB_IN_PLACE": in_place})
+    assert done.code == 2, done.err
+    assert what in done.json["error"]
+    assert done.json["try"]
+    bench.server.sql(gone, database)
+    done = bench.restore(name, database, env={"INVOKE_DB_IN_PLACE": in_place})
+    assert done.code == 0, done.err
+
+
+@WAYS
+@pytest.mark.parametrize("format_", ["dump", "sql"])
+def test_a_role_that_is_missing_is_named_first(bench: Bench, in_place: str, format_: str) -> None:
+    owner, reader = f"gone_{secrets.token_hex(4)}", f"gone_{secrets.token_hex(4)}"
+    bench.server.sql(f"create role {owner}; create role {reader}")
+    database = bench.create(
+        f"create table t (id int); grant select on t to {reader}; create schema s authorization {owner}"
+    )
+    name = bench.backup(database)
+    bench.server.sql(f"drop owned by {owner}; drop owned by {reader}; create table later (id int)", database)
+    bench.server.sql(f"drop role {owner}; drop role {reader}")
+    before = nasty.everything(bench.server, database)
+    path = f"backups/postgres/{name}.{format_}"
+    done = bench.restore(path, database, env={"INVOKE_DB_IN_PLACE": in_place})
+    assert done.code == 1
+    assert owner in done.json["error"]
+    assert "not touched" in done.json["error"]
+    assert "create role" in done.json["try"]
+    assert nasty.everything(bench.server, database) == before
+    # Whom plain SQL grants something, no heading of it says: that the load finds.
+    bench.server.sql(f"create role {owner}")
+    done = bench.restore(path, database, env={"INVOKE_DB_IN_PLACE": in_place})
+    assert done.code == 1
+    assert reader in done.json["error"]
+    assert nasty.everything(bench.server, database) == before
+    bench.server.sql(f"drop role {owner}")
+
+
+@WAYS
+@pytest.mark.parametrize("format_", ["dump", "tar", "sql"])
+def test_an_extension_that_is_missing_is_named_first(bench: Bench, in_place: str, format_: str) -> None:
+    folder = Path(
+        subprocess.run(
+            [str(bench.server.embedded.bin / "pg_config"), "--sharedir"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        or str(bench.server.embedded.bin.parent / "share")
+    )
+    controls = list(folder.rglob("hstore.control"))
+    assert controls, folder
+    control = controls[0]
+    ours = control.with_name("bartools.control")
+    script = control.with_name("bartools--1.0.sql")
+    ours.write_text("default_version = '1.0'\nrelocatable = true\ntrusted = true\n")
+    script.write_text("create function bartools() returns int language sql as 'select 1';\n")
+    try:
+        database = bench.create("create extension bartools; create table t (id int)")
+        name = bench.backup(database)
+        bench.server.sql("drop extension bartools", database)
+    finally:
+        ours.unlink()
+        script.unlink()
+    before = nasty.everything(bench.server, database)
+    done = bench.restore(f"backups/postgres/{name}.{format_}", database, env={"INVOKE_DB_IN_PLACE": in_place})
+    assert done.code == 1
+    assert "bartools" in done.json["error"]
+    assert "not touched" in done.json["error"]
+    assert nasty.everything(bench.server, database) == before
+    missing = bench.name()
+    assert bench.restore(name, missing).code == 1
+    assert not bench.has(missing)
+
+
+@WAYS
+def test_a_backup_that_is_gone_cannot_be_undone_with(bench: Bench, in_place: str) -> None:
+    database = bench.create("create table t (id int)")
+    name = bench.backup(database)
+    assert bench.project.inv("db.undo", "--force").code == 2
+    assert bench.restore(name, database, env={"INVOKE_DB_IN_PLACE": in_place}).code == 0
+    for file in bench.project.backups.glob("backup_pre_restore_*"):
+        file.unlink()
+    aside = f"select datname from pg_database where datname like '{database}_before_%'"
+    for each in bench.server.sql(aside).splitlines():
+        bench.server.sql(f"drop database {each}")
+    done = bench.project.inv("db.undo", "--force")
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("Try:")
+
+
+def test_nothing_else_lies_about(bench: Bench) -> None:
+    database = bench.create("create table t (id int)")
+    name = bench.backup(database)
+    for _ in range(3):
+        assert bench.restore(name, database).code == 0
+        assert bench.project.inv("db.undo", "--force").code == 0
+    aside = f"select count(*) from pg_database where datname like '{database}_before_%'"
+    assert bench.server.sql(aside) == "1"
+    assert bench.project.inv("db.restore", name, "--force", env={"INVOKE_DB_ASIDE_HOURS": "0"}).code == 0
+    assert bench.server.sql(aside) == "1"
+    shutil.rmtree(bench.project.backups)
+    assert bench.project.inv("db.undo", "--force").code == 2
