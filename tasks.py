@@ -46,7 +46,12 @@ def test(c: Context, all: bool = False, minutes: int = 30, only: str = "") -> No
 
 @task(
     auto_shortflags=False,
-    help={"rounds": "measured pairs", "scale": "1 is 500 MB", "only": "app,tables,dump,memory,start", "output": "JSON"},
+    help={
+        "rounds": "measured pairs",
+        "scale": "1 is 500 MB",
+        "only": "app,tables,dump,restore,memory,start",
+        "output": "JSON",
+    },
 )
 def bench(_: Context, rounds: int = 5, scale: float = 1.0, only: str = "", output: str = "") -> None:
     """Measure ours against the scripts it replaces, in pairs."""

@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -151,9 +152,11 @@ def peak_memory(argv: Sequence[str], cwd: Path, env: dict[str, str]) -> int:
 
 def _family(pid: int) -> Iterator[int]:
     yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in _read(children).split():
-            yield from _family(int(child))
+    # A process may end while it is looked at, and its folder with it.
+    with suppress(OSError):
+        for children in list(Path(f"/proc/{pid}/task").glob("*/children")):
+            for child in _read(children).split():
+                yield from _family(int(child))
 
 
 def _is_python(pid: int) -> bool:

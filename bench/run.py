@@ -21,8 +21,9 @@ from pg_backup_tasks.errors import TaskError
 from . import databases
 from .databases import BenchError, Database, clean_environment
 from .measure import Figure, Judged, can_watch_memory, paired, peak_memory, seconds
+from .restoring import of_restoring
 
-PARTS = ("app", "tables", "dump", "memory", "start")
+PARTS = ("app", "tables", "dump", "restore", "memory", "start")
 FORMATS = (".dump", ".tar", ".sql", ".sql.gz")
 MB = 1_000_000
 # Short runs scatter more: so many starts for one backup.
@@ -92,7 +93,7 @@ class Bench:
             elapsed = seconds(_inv("db.backup", *flags), self.project, self.env)
             return Sample(elapsed, _sizes(self.project / "backups" / "postgres"))
         finally:
-            self._forget(self.project / "backups")
+            self.forget(self.project / "backups")
 
     def naive(self, database: Database) -> Sample:
         script, prefix = databases.HERE / "naive-backup.sh", self.work / "naive" / "backup"
@@ -106,7 +107,7 @@ class Bench:
         try:
             return peak_memory(_inv("db.backup"), self.project, self.env) / MB
         finally:
-            self._forget(self.project / "backups")
+            self.forget(self.project / "backups")
 
     def _theirs(self, argv: list[str]) -> Sample:
         folder = self.work / "naive"
@@ -114,9 +115,15 @@ class Bench:
         try:
             return Sample(seconds(argv, self.work, self.env), _sizes(folder))
         finally:
-            self._forget(folder)
+            self.forget(folder)
 
-    def _forget(self, folder: Path) -> None:
+    def inv(self, *words: str) -> list[str]:
+        return _inv(*words)
+
+    def say(self, line: str) -> None:
+        _say(line)
+
+    def forget(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -178,7 +185,7 @@ def _measure(root: Path, parts: tuple[str, ...], rounds: int, scale: float) -> t
 
 
 def _of_databases(bench: Bench, parts: tuple[str, ...], built: list[Database]) -> Iterator[Figure]:
-    if {"app", "dump", "memory"} & set(parts):
+    if {"app", "dump", "memory", "restore"} & set(parts):
         with _database(bench, databases.app, built) as database:
             yield from _of_app(bench, parts, database)
     if {"tables", "memory"} & set(parts):
@@ -215,6 +222,8 @@ def _of_app(bench: Bench, parts: tuple[str, ...], database: Database) -> Iterato
         yield _weights(pairs, "dump", ".dump", size)
     if "memory" in parts:
         yield from _memory(bench, "app", size)
+    if "restore" in parts:
+        yield from of_restoring(bench, database, size)
 
 
 def _of_tables(bench: Bench, parts: tuple[str, ...], database: Database) -> Iterator[Figure]:

@@ -63,11 +63,18 @@ ORDER BY place, kind DESC, what
 \gexec
 """
 
+_BAD_MIGRATION = """
+ALTER TABLE order_items DROP COLUMN price CASCADE;  -- and two views with it
+UPDATE guests SET name = 'migrated';
+CREATE TABLE guests_v2 (id int);
+"""
+_DAMAGE = "SELECT count(DISTINCT name) || ' names of ' || count(*) || ' guests' FROM guests"
+
 Fingerprints = dict[str, tuple[int, str]]
 
 
 def tell(root: Path) -> int:
-    """Show a database being backed up, lost and brought back; *root* is this repository.
+    """Show a database being backed up, spoilt, brought back, lost and brought back; *root* is this repository.
 
     Returns 0, or the exit code of the first command that failed. Raises TaskError when there is no
     PostgreSQL to show it with, or when it is interrupted; either way nothing is left behind.
@@ -101,10 +108,15 @@ class _Story:
             self._type("Take a backup: five files, one snapshot", *_BACKUP)
             or self._type("See what is on the shelf", "db.list")
             or self._type("Read every byte of it again", "db.verify", "latest")
+            or self._migrate_badly()
+            or self._type("Back to before it, in one switch", "db.restore", "latest", "--force")
+            or self._prove(before, self._fingerprints(), "Every row is back")
+            or self._type("Second thoughts? What it replaced was kept", "db.undo", "--force")
+            or self._show_the_damage()
             or self._lose_everything()
             or self._type("Bring it back", "db.restore", "latest", "--force")
         )
-        return code or self._prove(before, self._fingerprints())
+        return code or self._prove(before, self._fingerprints(), "The proof: every row counted and hashed")
 
     def _open_the_bar(self) -> None:
         self._heading("A bar with one year behind it")
@@ -133,6 +145,17 @@ class _Story:
             self.console.print(f"\nThe story ends here: that command failed (exit {code}).")
         return code
 
+    def _migrate_badly(self) -> int:
+        self._heading("A migration goes wrong, and half of it stays")
+        self.console.print(Text(_BAD_MIGRATION.strip(), style="cyan"))
+        self._psql(NAME, "--file", "-", sql=_BAD_MIGRATION)
+        return self._show_the_damage()
+
+    def _show_the_damage(self) -> int:
+        self._show_command("psql", "-c", _DAMAGE)
+        self.console.print(self._psql(NAME, "--command", _DAMAGE).strip())
+        return 0
+
     def _lose_everything(self) -> int:
         self._heading("Lose everything")
         drop = f"DROP DATABASE {NAME}"
@@ -140,8 +163,12 @@ class _Story:
         self.console.print(self._psql("postgres", "--command", drop).strip())
         return 0
 
-    def _prove(self, before: Fingerprints, after: Fingerprints) -> int:
-        self._heading("The proof: every row counted and hashed, before and after")
+    def _prove(self, before: Fingerprints, after: Fingerprints, sentence: str) -> int:
+        self._heading(sentence)
+        if before == after and sentence.startswith("Every"):
+            rows = sum(count for what, (count, _) in after.items() if what.startswith("table "))
+            self.console.print(f"All {rows:,} rows, and {len(after)} hashes as they were before the migration.")
+            return 0
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
         table.add_column("", no_wrap=True)
         table.add_column("rows", justify="right")

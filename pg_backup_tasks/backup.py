@@ -17,6 +17,7 @@ from .info import DatabaseInfo, FileInfo, Git, Info
 from .machine import CommandError
 from .model import INFO, Command, Digest, Format
 from .store import Backup, Staging
+from .units import listed, size
 
 _MARGIN = 1.1
 _SMALLEST_ROOM = 1 << 20
@@ -99,19 +100,14 @@ def _look(connection: Connection) -> _Source:
 def _refuse_unreadable(tables: list[Table]) -> None:
     if unreadable := [t.table for t in tables if not t.readable]:
         raise Failed(
-            f"This user may not read {_some(unreadable)}, so a dump would not be whole.",
+            f"This user may not read {listed(sorted(unreadable), 3)}, so a dump would not be whole.",
             hint="connect as the tables' owner, or GRANT pg_read_all_data to the user",
         )
     if hidden := [t.table for t in tables if t.hidden]:
         raise Failed(
-            f"Row-level security hides rows of {_some(hidden)} from this user, so a dump would not be whole.",
+            f"Row-level security hides rows of {listed(sorted(hidden), 3)} from this user; a dump would not be whole.",
             hint="connect as the tables' owner or a role with BYPASSRLS",
         )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 def _expected(desk: Desk, order: Order, source: _Source) -> dict[Format, int]:
@@ -133,21 +129,17 @@ def _refuse_without_room(desk: Desk, order: Order, expected: dict[Format, int], 
     needed = int(sum(expected.values()) * _MARGIN) + _SMALLEST_ROOM
     if (free := desk.machine.free(folder)) < needed:
         raise Failed(
-            f"{folder} has {_megabytes(free)} free; the backup is expected to take {_megabytes(needed)}.",
+            f"{folder} has {size(free)} free; the backup is expected to take {size(needed)}.",
             hint="make room, or take fewer formats: --formats dump",
         )
     # pg_dump puts each table of a tar there first, and does not ask TMPDIR.
     largest = max((t.bytes for t in tables), default=0)
     if Format.TAR in order.formats and (free := desk.machine.free(_TAR_TEMPORARY)) < largest:
         raise Failed(
-            f"{_TAR_TEMPORARY} has {_megabytes(free)} free; for .tar pg_dump puts each table there first, up to "
-            f"{_megabytes(largest)}.",
+            f"{_TAR_TEMPORARY} has {size(free)} free; for .tar pg_dump puts each table there first, up to "
+            f"{size(largest)}.",
             hint=f"make room in {_TAR_TEMPORARY}, or leave .tar out: --formats dump,sql,sql.gz",
         )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
 
 
 @contextmanager
@@ -178,7 +170,7 @@ def _document(
     connection, described = source.connection, source.described
     expected = sorted(t.table for t in source.tables)
     if missing := [t for t in expected if t not in rows]:
-        raise Failed(f"The dump lacks {_some(missing)}, though the database has it.")
+        raise Failed(f"The dump lacks {listed(sorted(missing), 3)}, though the database has it.")
     name = str(staging.name)
     return Info(
         version=info.VERSION,

@@ -147,6 +147,7 @@ _PRESENT = """
 select json_build_object(
   'bytes', pg_database_size(d.oid),
   'tablespace', t.spcname,
+  'template', d.datistemplate,
   'ours', pg_has_role(d.datdba, 'USAGE'),
   'tables', (select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relkind in ('r', 'p') and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'),
@@ -232,6 +233,7 @@ class Present:
 
     bytes: int
     tablespace: str
+    template: bool
     ours: bool
     tables: int
     slots: list[str]
@@ -324,6 +326,17 @@ def check_rows(expected: dict[str, int]) -> str:
     blocks = [f"do {literal(_CHECK_ROWS.format(expected=literal(d)))};\n" for d in documents]
     # A dump leaves its own encoding behind.
     return "".join(["set client_encoding to 'UTF8';\n", *blocks])
+
+
+def to_analyze(session: Session) -> list[str]:
+    """Return the tables and materialized views that `analyze` goes through, as SQL names them, the largest first."""
+    found: list[str] = answer(
+        session,
+        "select coalesce(json_agg(format('%I.%I', n.nspname, c.relname) order by c.relpages desc), '[]') "
+        "from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+        "where c.relkind in ('r', 'm', 'p') and n.nspname not like 'pg\\_%' and n.nspname <> 'information_schema'",
+    )
+    return found
 
 
 def database_exists(session: Session, name: str) -> bool:

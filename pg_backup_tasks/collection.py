@@ -262,9 +262,10 @@ def restore(
     """Make the database what a backup holds, all of it or none; db.undo takes it back."""
     with _run(c, json=json) as run:
         from . import restore as workflow
+        from .looking import Order
 
         mode = _mode(data_only, schema_only, tables := tuple(table or ()))
-        order = workflow.Order(mode, clean, tables, into, _seconds(wait))
+        order = Order(mode, clean, tables, into, _seconds(wait))
         order.check()
         found = run.find(backup)
         if run.dry:

@@ -398,9 +398,9 @@ def owners(kept: Iterable[Kept], items: Iterable[Item]) -> str:
     """Return SQL, for after the emptying, that gives schemas that stay the owners that *items* have for them."""
     schemas = {_on_one_line(k.name): k for k in kept if k.kind == "SCHEMA" and k.mine}
     return "".join(
-        f"alter schema {schemas[item.name].quoted} owner to {identifier(item.owner)};\n"
+        f"alter schema {schemas[_on_one_line(item.name)].quoted} owner to {identifier(item.owner)};\n"
         for item in items
-        if item.kind == "SCHEMA" and item.name in schemas and item.owner
+        if item.kind == "SCHEMA" and _on_one_line(item.name) in schemas and item.owner
     )
 
 

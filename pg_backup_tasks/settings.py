@@ -13,6 +13,7 @@ from typing import Any, Literal
 from .errors import Refused
 
 PREFIX = "INVOKE_DB_"
+_LEAST = {"jobs": 1}
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,11 @@ def _convert(name: str, value: Any, shown: str) -> Any:
             f"The setting {shown} must be {_describe(kind)}, not {_kind_of(value)}.",
             hint=f"leave it out for its default, {FIELDS[name].default!r}",
         )
-    if isinstance(converted, int) and not isinstance(converted, bool) and converted < 0:
+    least = _LEAST.get(name, 0)
+    if isinstance(converted, int) and not isinstance(converted, bool) and converted < least:
         raise Refused(
-            f"The setting {shown} cannot be negative.", hint=f"leave it out for its default, {FIELDS[name].default!r}"
+            f"The setting {shown} cannot be {'less than 1' if least else 'negative'}.",
+            hint=f"leave it out for its default, {FIELDS[name].default!r}",
         )
     return converted
 

@@ -15,6 +15,7 @@ from .loading import Part
 from .machine import Session
 from .model import Item
 from .postgres import identifier, literal
+from .units import listed
 
 _TABLES = ("TABLE", "FOREIGN TABLE")
 # Their definition says of which table they are; what they need may be others' too.
@@ -60,7 +61,6 @@ _CATALOGS = {
     "EXTENSION": "extension",
     **dict.fromkeys(_FUNCTIONS, "function"),
 }
-_NAMED_AT_MOST = 10
 # What goes with a table unasked is its own; what would keep it from going depends on it.
 _STATE = """
 with recursive tables as (
@@ -283,23 +283,18 @@ def _refuse(state: Any) -> None:
             raise Refused(f"{table['shown']} belongs to the extension {table['extension']}.")
     if dependents := state["dependents"]:
         raise Refused(
-            f"Others than the tables to be replaced depend on them: {_listed(dependents)}.",
+            f"Others than the tables to be replaced depend on them: {listed(dependents)}.",
             hint="name tables that depend on each other together, or drop what is named here and make it again",
         )
     if taken := state["taken"]:
-        raise Refused(f"The tables need a name that something else has in this database: {_listed(taken)}.")
+        raise Refused(f"The tables need a name that something else has in this database: {listed(taken)}.")
     if missing := state["missing"]:
         named = [f"the {kind} {f'{schema}.' if schema else ''}{name}" for _, kind, schema, name in missing]
-        raise Failed(f"The tables need what this database lacks: {_listed(named)}.", hint="restore all of the backup")
+        raise Failed(f"The tables need what this database lacks: {listed(named)}.", hint="restore all of the backup")
     if foreign := [t["shown"] for t in state["tables"] if not t["ours"]]:
-        raise Failed(f"This user does not own {_listed(foreign)}.", hint="connect as the owner")
+        raise Failed(f"This user does not own {listed(foreign)}.", hint="connect as the owner")
     if state["closed"]:
-        raise Failed(f"This user may not make a table in the schema {_listed(state['closed'])}.")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
-    return ", ".join(names[:_NAMED_AT_MOST]) + more
+        raise Failed(f"This user may not make a table in the schema {listed(state['closed'])}.")
 
 
 def _default_grants(grants: Any, verb: str) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from time import monotonic
 
-from . import catalog, loading, restore, switching, units, verify
+from . import catalog, loading, looking, switching, units, verify
 from .consent import Consent
 from .desk import Connection, Desk
 from .errors import Refused
 from .journal import Change
+from .looking import Order
 from .model import Database
 from .postgres import identifier
-from .restore import Order, Result, Work
+from .restore import Result, Work
 
 _TASK = "db.undo"
 
@@ -77,7 +78,7 @@ def _redo(desk: Desk, server: Connection, change: Change, database: Database) ->
         return None
     with desk.connect(database) as connection:
         present = catalog.present(connection.session)
-        restore.refuse_what_would_be_lost(database, present)
+        looking.refuse_what_would_be_lost(database, present)
         now, _ = catalog.describe(connection.session, database)
     desk.report.say(f"Into     {database}: {present.tables} tables, {units.size(present.bytes)}, kept aside for a redo")
     return switching.begun(desk, server, database, _TASK, change.backup, present, now.comment)

@@ -1,6 +1,8 @@
-"""Sizes and times as people read them. Pure."""
+"""Sizes, times and lists as people read them. Pure."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def size(bytes_: int) -> str:
@@ -31,3 +33,9 @@ def short_age(seconds: float) -> str:
         if seconds >= (2 * length if unit != "min" else length):
             return f"{int(seconds // length)} {unit}"
     return "now"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return names for a sentence; of many the first, and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

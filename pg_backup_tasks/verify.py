@@ -81,10 +81,11 @@ def info_is_damaged(desk: Desk, backup: Backup) -> bool:
     return raw is not None and info.is_damaged(raw)
 
 
-def open_dump(desk: Desk, backup: Backup) -> Dump:
+def open_dump(desk: Desk, backup: Backup, *, by_itself: bool = False) -> Dump:
     """Return the dump to restore from, read to its end: it is what was written, or at least whole.
 
-    Raises Failed where it is not, Refused where there is none left.
+    Its objects are listed by an archive of the same snapshot where there is one, unless *by_itself*: that says more of
+    them than plain SQL, and sooner. Raises Failed where the dump is not whole, Refused where there is none left.
     """
     format_ = backup.format_to_restore()
     dump = Dump(backup, format_)
@@ -92,13 +93,29 @@ def open_dump(desk: Desk, backup: Backup) -> Dump:
         desk.report.warn(f"{backup.name}: its .info is damaged; restoring without what it knew.")
     elif backup.info is None:
         desk.report.say(f"{backup.name}: no checksum known; read to its end instead.")
-    if problems := _differs(desk, dump) or ([] if dump.recorded else examine(desk, backup, format_)):
+    with Crew(desk.machine, 1) as crew:
+        sibling = crew.submit(_sibling, desk, backup) if not format_.is_archive and not by_itself else None
+        problems = _differs(desk, dump) or ([] if dump.recorded else examine(desk, backup, format_))
+        listed = (sibling and crew.result(sibling)) or dump
+    if problems:
         raise Failed(
             f"{dump.path} {problems[0]}; the database was not touched.",
             hint=f"inv db.verify {backup.name} says which of its files are whole",
         )
-    items = desk.machine.contents(dump.path, format_, postgres.codec(dump.encoding))
+    items = desk.machine.contents(listed.path, listed.format, postgres.codec(dump.encoding))
     return replace(dump, items=items or ())
+
+
+def _sibling(desk: Desk, backup: Backup) -> Dump | None:
+    """Return a backup's archive, if it is there and what was written."""
+    dumps = (Dump(backup, format_) for format_ in backup.sizes if format_.is_archive)
+    for dump in dumps:
+        recorded = dump.recorded
+        if recorded and recorded.bytes == backup.sizes[dump.format]:
+            found = desk.machine.digest(dump.path)
+            if (recorded.bytes, recorded.sha256) == (found.bytes, found.sha256):
+                return dump
+    return None
 
 
 def _differs(desk: Desk, dump: Dump) -> list[str]:

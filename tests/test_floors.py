@@ -18,7 +18,7 @@ HOUSE = {
     "ground": "errors units",
     "pure": "model info sqltext definitions archive url environment machine shell postgres ability properties emptying",
     "places": "settings signals embedded bulk process here lock crew store journal catalog premise desk",
-    "workflows": "consent loading data_only single_tables dumps verify switching backup restore undo",
+    "workflows": "consent loading data_only single_tables dumps verify switching backup looking restore undo",
     "face": "report collection __init__",
 }
 ORDER = " ".join(HOUSE.values()).split()

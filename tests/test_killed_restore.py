@@ -143,7 +143,7 @@ def killer(bench: Bench, tmp_path: Path, request: pytest.FixtureRequest) -> Kill
 def moments(lines: list[str], *, every: bool) -> list[int]:
     """Return the moments at which a run that told psql *lines* is to be killed."""
     turns = {at for n, line in enumerate(lines, 1) if _TURNS.match(line) for at in (2 * n, 2 * n + 1)}
-    others = {2 * n for n, line in enumerate(lines, 1) if line.endswith(";")}
+    others = {2 * n for n, line in enumerate(lines, 1) if line.endswith(";") and "end of answer" not in line}
     return sorted(turns | others if every else turns)
 
 

@@ -53,14 +53,9 @@ def test_afterwards_it_is_the_backup_and_undone_it_is_what_it_was(
     url = source.owner.url(bench.server, database) if source.owner else None
     done = bench.restore(f"{source.backups}/{source.name}.{format_}", database, url=url, env=WAYS[way])
     assert done.code == 0, done.err
-    assert done.json["how"] == ("in place" if _must_stay(source, format_) else way)
+    assert done.json["how"] == way
     assert differences(source, nasty.everything(bench.server, database)) == {}
     undone = bench.project.inv("db.undo", "--force", "--json", env=WAYS[way])
     assert undone.code == 0, undone.err
     assert changed(before, nasty.everything(bench.server, database)) == {}
     assert bench.leftovers() == ""
-
-
-def _must_stay(source: Kept, format_: str) -> bool:
-    """Whether nobody can know beforehand that another database will do: plain SQL says too little of functions."""
-    return source.owner is not None and format_ in ("sql", "sql.gz")

@@ -1,0 +1,103 @@
+"""What a restore writes down before it changes a database, and what can be undone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pg_backup_tasks import switching
+from pg_backup_tasks.here import Here
+from pg_backup_tasks.journal import Change, Journal
+from pg_backup_tasks.model import Database
+
+CHANGE = Change(
+    name="bar",
+    host="h",
+    port=5432,
+    task="db.restore of x",
+    backup="x",
+    how="swap",
+    before="bar_before_20261122_143022",
+    at="2026-11-22T14:30:22Z",
+    bytes=7,
+    presence="1|2",
+    comment='it\'s a "comment"\n',
+)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(Here(), str(tmp_path))
+
+
+def test_nothing_has_been_done_yet(journal: Journal) -> None:
+    assert journal.under_way() is None
+    assert journal.done() == []
+    assert journal.transaction() is None
+    journal.end()
+    journal.forget(lambda _: True)
+    assert list(Path(journal.folder).iterdir()) == []
+
+
+def test_a_change_is_begun_made_remembered_and_replaced(journal: Journal) -> None:
+    journal.begin(CHANGE)
+    assert journal.under_way() == CHANGE
+    assert journal.done() == []
+    journal.remember(CHANGE)
+    journal.end()
+    assert journal.under_way() is None
+    other = replace(CHANGE, name="other", how="in place", before="backup_pre_restore_20261122_143022")
+    elsewhere = replace(CHANGE, port=5433)
+    for change in (other, elsewhere):
+        journal.remember(change)
+    assert journal.last(Database("bar", "h", 5432)) == CHANGE
+    later = replace(CHANGE, before="later")
+    journal.remember(later)
+    assert journal.last(Database("bar", "h", 5432)) == later
+    assert len(journal.done()) == 3
+    journal.forget(lambda change: change.name == "bar")
+    assert journal.done() == [other]
+
+
+def test_only_the_owner_may_read_it(journal: Journal) -> None:
+    journal.begin(CHANGE)
+    journal.remember(CHANGE)
+    assert {p.stat().st_mode & 0o777 for p in Path(journal.folder).iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"{}", b"[1]", b'{"name": 1}', b"\xff\xfe", b'[{"name": "x"}]'])
+def test_what_is_damaged_is_none(journal: Journal, raw: bytes) -> None:
+    for name in (".restoring.json", ".undo.json"):
+        (Path(journal.folder) / name).write_bytes(raw)
+    assert journal.under_way() is None
+    assert journal.done() == []
+
+
+@pytest.mark.parametrize(("raw", "number"), [(b"765\n", 765), (b"", None), (b"76x", None), (b"\xff", None)])
+def test_the_number_of_a_transaction(journal: Journal, raw: bytes, number: int | None) -> None:
+    Path(journal.transaction_path).write_bytes(raw)
+    assert journal.transaction() == number
+    journal.begin(CHANGE)
+    assert journal.transaction() is None
+
+
+@pytest.mark.parametrize(("hours", "old"), [(0, True), (24, True), (25, False)])
+def test_how_long_it_lies_back(hours: int, old: bool) -> None:
+    assert CHANGE.older(datetime(2026, 11, 23, 15, 0, tzinfo=UTC), hours) is old
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=70))
+@example("ü" * 31)
+@example("x" * 63)
+def test_a_name_for_what_goes_aside_fits_and_says_whose_it_is(name: str) -> None:
+    aside = switching.aside_name(name, datetime(2026, 11, 22, 14, 30, 22, tzinfo=UTC))
+    assert len(aside.encode()) <= 63
+    kept, _, rest = aside.rpartition("_before_")
+    assert rest == "20261122_143022"
+    assert name.startswith(kept)
+    assert kept == name or len(aside.encode()) > 59
