@@ -61,7 +61,7 @@ class Restores:
         return self.bench.project / "backups" / "postgres" / f"backup_manual_latest{ext}"
 
     def ours(self, ext: str) -> float:
-        """Return the seconds of a restore over what is there; what it has kept aside goes before the next, as theirs."""
+        """Return the seconds of a restore over what is there; what that keeps aside is dropped off the clock."""
         try:
             return seconds(self._command(ext), self.bench.project, self.bench.env)
         finally:
