@@ -22,8 +22,9 @@ from . import databases
 from .databases import BenchError, Database, clean_environment
 from .measure import Figure, Judged, can_watch_memory, paired, peak_memory, seconds
 from .restoring import of_restoring
+from .shelves import of_shelves
 
-PARTS = ("app", "tables", "dump", "restore", "memory", "start")
+PARTS = ("app", "tables", "dump", "restore", "shelf", "memory", "start")
 FORMATS = (".dump", ".tar", ".sql", ".sql.gz")
 MB = 1_000_000
 # Short runs scatter more: so many starts for one backup.
@@ -86,6 +87,10 @@ class Bench:
         folder = self.project / "packages" / "database"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".env").write_text(f'DATABASE_URL="{database.url}"\n', encoding="utf-8")
+        self.lay_tasks()
+
+    def lay_tasks(self) -> None:
+        """Make the project one of ours."""
         (self.project / "tasks.py").write_text(OUR_TASKS, encoding="utf-8")
 
     def ours(self, *flags: str) -> Sample:
@@ -168,6 +173,8 @@ def _measure(root: Path, parts: tuple[str, ...], rounds: int, scale: float) -> t
     ):
         bench = Bench(root, Path(work), server, rounds, scale)
         figures = [*_of_databases(bench, parts, built)]
+        if "shelf" in parts:
+            figures += of_shelves(bench)
         if "start" in parts:
             figures += _of_starting(bench)
         document = {

@@ -20,6 +20,7 @@ from . import settings as settings_
 from .errors import Failed, Refused, TaskError
 
 if TYPE_CHECKING:
+    from .cleanup import Shelf
     from .consent import Consent
     from .desk import Desk
     from .info import Info
@@ -178,7 +179,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _take(run: _Run, type_: str, description: str, formats: str, wait: str) -> Info | None:
+def _take(run: _Run, type_: str, description: str, formats: str, wait: str, *, cleanup: bool = False) -> Info | None:
     from . import backup as workflow
     from .model import parse_formats, parse_type
 
@@ -189,8 +190,14 @@ def _take(run: _Run, type_: str, description: str, formats: str, wait: str) -> I
         run.report.planned(workflow.plan(run.desk, order))
         return None
     taken = workflow.take(run.desk, order)
-    run.report.taken(taken)
+    run.report.taken(taken, _clean_after(run, order.wait) if cleanup else None)
     return taken.info
+
+
+def _clean_after(run: _Run, wait: float) -> Shelf:
+    from . import cleanup as workflow
+
+    return workflow.clean(run.desk, workflow.Order(wait=wait), run.report.fates)
 
 
 @task(
@@ -216,11 +223,21 @@ def backup(
         return _take(run, type, description, formats, wait)
 
 
-@task(auto_shortflags=False, help={"formats": "which files to make, separated by commas", "wait": _WAIT, "json": _JSON})
-def backup_auto(c: Context, formats: str = _FORMATS, wait: str = "0", json: bool = False) -> Info | None:
+@task(
+    auto_shortflags=False,
+    help={
+        "formats": "which files to make, separated by commas",
+        "cleanup": "then remove the backups that no rule keeps, if this one succeeded",
+        "wait": _WAIT,
+        "json": _JSON,
+    },
+)
+def backup_auto(
+    c: Context, formats: str = _FORMATS, cleanup: bool = False, wait: str = "0", json: bool = False
+) -> Info | None:
     """Take a backup of type auto, for cron: silent when all is well."""
     with _run(c, json=json, quiet=True) as run:
-        return _take(run, "auto", "Automatic backup", formats, wait)
+        return _take(run, "auto", "Automatic backup", formats, wait, cleanup=cleanup)
 
 
 @task(auto_shortflags=False, help={"formats": "which files to make, separated by commas", "wait": _WAIT, "json": _JSON})
@@ -301,6 +318,61 @@ def undo(c: Context, force: bool = False, confirm: str = "", wait: str = "0", js
         return result
 
 
+@task(
+    auto_shortflags=False,
+    help={
+        "dry-run": "show what would be kept and what removed, and why, and stop there",
+        "type": "only backups of this type",
+        "older-than": "instead of the policy: remove what is older than so many days",
+        "keep": "instead of the policy: keep so many of each type; with --older-than a backup goes only if both say so",
+        "confirm": _CONFIRM,
+        "wait": _WAIT,
+        "json": _JSON,
+    },
+)
+def cleanup(
+    c: Context,
+    dry_run: bool = False,
+    type: str = "",  # noqa: A002 - the flag's name
+    older_than: str = "",
+    keep: str = "",
+    confirm: str = "",
+    wait: str = "0",
+    json: bool = False,
+) -> Shelf | None:
+    """Remove the backups that no rule keeps, and say why each other one stays."""
+    with _run(c, json=json) as run:
+        from . import cleanup as workflow
+        from .model import parse_type
+        from .retention import Only
+
+        only = Only(_whole("--older-than", older_than), _whole("--keep", keep))
+        order = workflow.Order(parse_type(type) if type else None, only, _seconds(wait))
+        dry = dry_run or run.dry
+        if not dry:
+            _confirm_cleanup(run, confirm)
+        shelf = workflow.look(run.desk, order) if dry else workflow.clean(run.desk, order, run.report.fates)
+        if dry:
+            run.report.fates(shelf)
+        run.report.cleaned(shelf, dry_run=dry)
+        return shelf
+
+
+def _confirm_cleanup(run: _Run, confirm: str) -> None:
+    if run.desk.settings.protected or confirm:
+        yes, name = run.consent(force=True, confirm=confirm), run.desk.choice.database.name
+        yes.check(name)
+        yes.obtain(run.report, name, "Remove backups?")
+
+
+def _whole(flag: str, text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > 6:
+        raise Refused(f"{flag} takes a whole number above 0.", hint=f"{flag} 30")
+    return int(text)
+
+
 @task(name="list", auto_shortflags=False, help={"type": "only backups of this type", "json": _JSON})
 def list_(c: Context, type: str = "", json: bool = False) -> list[Backup]:  # noqa: A002 - the flag's name
     """Show the backups, newest first: age, size, database, files, whole or not."""
@@ -352,5 +424,5 @@ def _judge(desk: Desk, found: list[Backup], restore: bool, seconds: float) -> li
     return [workflow.prove(desk, b, seconds) if restore else workflow.verify(desk, b) for b in found]
 
 
-ns = Collection("db", backup, backup_auto, backup_pre_migrate, restore, undo, list_, verify)
+ns = Collection("db", backup, backup_auto, backup_pre_migrate, restore, undo, cleanup, list_, verify)
 ns.configure(config())

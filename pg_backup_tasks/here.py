@@ -276,9 +276,10 @@ class Here:
         except OSError:
             return ""  # something else under that name, which nobody of ours put there
 
-    def remove(self, path: str) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+    def remove(self, *paths: str) -> None:
+        for path in paths:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def _pipe() -> tuple[int, int]:

@@ -81,9 +81,7 @@ class Journal:
 
     def end(self) -> None:
         """Forget the change under way: it was not made, or it is remembered as done."""
-        self.machine.remove(f"{self.folder}/{_UNDER_WAY}")
-        self.machine.remove(self.transaction_path)
-        self.machine.remove(self.list_path)
+        self.machine.remove(f"{self.folder}/{_UNDER_WAY}", self.transaction_path, self.list_path)
 
     def under_way(self) -> Change | None:
         """Return the change a run was making: ours, or that of a run that did not come to its end."""

@@ -341,6 +341,24 @@ def _dropping(name: str) -> str:
     return f"drop database if exists {identifier(name)} with (force)"
 
 
+@contextmanager
+def answering(desk: Desk, connection: Connection) -> Iterator[Connection]:
+    """Hold a session after a failure: this one, once it has ended what it was at; another, if the server has ended it.
+
+    Raises CommandError or TaskError where neither answers soon.
+    """
+    began = monotonic()
+    try:
+        connection.session.ask("rollback", _PATIENCE)
+    except CommandError:
+        if monotonic() - began > _PATIENCE / 2:
+            raise
+        with maintenance(desk, connection.database) as other:
+            yield other
+    else:
+        yield connection
+
+
 def discard(desk: Desk, connection: Connection, name: str) -> None:
     """Drop a database of ours after a failure; what cannot be dropped soon, a later run drops."""
     try:

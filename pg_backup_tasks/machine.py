@@ -212,8 +212,8 @@ class Machine(Protocol):
         """Return what the link *path* says, None if there is none."""
         ...
 
-    def remove(self, path: str) -> None:
-        """Remove a file or link; one that is gone is fine."""
+    def remove(self, *paths: str) -> None:
+        """Remove files or links, in this order; one that is gone is fine."""
         ...
 
     def cancel(self) -> None:

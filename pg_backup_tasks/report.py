@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 from urllib.parse import quote
 
-from . import signals
+from . import columns, signals
+from .columns import Row
 from .errors import Refused, TaskError
 from .model import Format, Mode
 from .units import duration, short_age, size
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from .cleanup import Shelf
     from .desk import Gauge
     from .journal import Change
     from .restore import Result
     from .store import Backup
     from .verify import Verdict
 
+# What else stands in its line then still fits into 80 columns.
+_LONGEST_NAME = 18
 _LOG_BYTES = 1 << 20
 _LOGS_KEPT = 5
 _LINE_EVERY = 30.0
@@ -100,7 +104,7 @@ class Report:
         from rich.prompt import IntPrompt
 
         console = _console(_stderr())
-        console.print(_shelf(backups, datetime.now(UTC), numbered=True))
+        _print(_shelf(backups, datetime.now(UTC), numbered=True), _stderr())
         choices = [str(i + 1) for i in range(len(backups))]
         with signals.waiting():
             number = IntPrompt.ask("Which one", choices=choices, show_choices=False, console=console)
@@ -133,8 +137,8 @@ class Report:
         """Write what only a developer can use to the log."""
         self.note(text)
 
-    def taken(self, backup: Backup) -> None:
-        """Show a backup that has just been taken."""
+    def taken(self, backup: Backup, cleaned: Shelf | None = None) -> None:
+        """Show a backup that has just been taken, and what was *cleaned* after it."""
         assert backup.info
         files = ", ".join(f"{f.extension} {size(s)}" for f, s in backup.sizes.items())
         rows = sum(backup.info.tables.values())
@@ -143,7 +147,8 @@ class Report:
             from .info import as_json
 
             path = backup.path(backup.format_to_restore())
-            self.document(as_json(backup.info) | {"path": path})
+            cleanup = {"cleanup": as_document(cleaned) | {"dry_run": False}} if cleaned else {}
+            self.document(as_json(backup.info) | {"path": path} | cleanup)
         elif not self._quiet:
             print(f"{backup.folder}/{backup.name}")
             print(f"  {files}")
@@ -159,7 +164,7 @@ class Report:
             self.document({"backups": [_listed(b) for b in backups], "aside": [_aside(c) for c in aside]})
             return
         if backups:
-            _console(sys.stdout).print(_shelf(backups, now))
+            _print(_shelf(backups, now), sys.stdout)
         else:
             print(f"No backups in {folder} yet. inv db.backup takes one.")
         for change in aside:
@@ -167,6 +172,23 @@ class Report:
             where = change.host or "a local socket"
             print(self._clean(f"Kept aside: {change.before} on {where}, {size(change.bytes)}, {age}"))
             print(self._clean(f"  {change.name} as it was before {change.task}; inv db.undo puts it back"))
+
+    def fates(self, shelf: Shelf) -> None:
+        """Show what becomes of each backup, and why."""
+        if not self._as_json and not self._quiet and shelf.fates:
+            _print(_fates(shelf), sys.stdout)
+
+    def cleaned(self, shelf: Shelf, *, dry_run: bool) -> None:
+        """Show what a cleanup did, or would do."""
+        going, verb = shelf.going, "Would remove" if dry_run else "Removed"
+        self.note(f"{verb} {', '.join(b.name for b in going) or 'nothing'}")
+        if self._as_json:
+            self.document(as_document(shelf) | {"dry_run": dry_run})
+        elif not self._quiet:
+            kept = len(shelf.fates) - len(going)
+            print(
+                f"{verb} {len(going)} of {len(shelf.fates)} backups, {size(sum(b.bytes for b in going))}; {kept} stay."
+            )
 
     def verdicts(self, verdicts: list[Verdict]) -> None:
         """Show what `db.verify` found."""
@@ -317,34 +339,51 @@ def _progress() -> Progress:
     )
 
 
+def _print(rows: list[Row], stream: TextIO) -> None:
+    # Rich's own table takes seconds for a shelf of thousands.
+    console = _console(stream)
+    coloured = console.is_terminal and not console.no_color and not console.is_dumb_terminal
+    lines = columns.lines(rows, console.width, coloured=coloured)
+    stream.write("".join(f"{line}\n" for line in lines))
+
+
 def _console(stream: Any) -> Console:
     from rich.console import Console
 
     return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else 80)
 
 
-def _shelf(backups: list[Backup], now: datetime, *, numbered: bool = False) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    if numbered:
-        table.add_column("#", justify="right")
-    table.add_column("BACKUP", no_wrap=True)
-    table.add_column("AGE", justify="right", no_wrap=True)
-    table.add_column("SIZE", justify="right", no_wrap=True)
-    table.add_column("DATABASE", overflow="fold")
-    table.add_column("FILES", overflow="fold")
-    table.add_column("STATE", overflow="fold")
-    for number, backup in enumerate(backups, 1):
+def _shelf(backups: list[Backup], now: datetime, *, numbered: bool = False) -> list[Row]:
+    rows = [Row(("BACKUP", "AGE", "SIZE", "DATABASE", "FILES", "STATE"))]
+    for backup in backups:
         age = short_age((now - backup.created_at).total_seconds()) if backup.created_at else "?"
-        row = [backup.name, age, size(backup.bytes), _database(backup), _files(backup), _state(backup, now)]
-        style = "" if backup.complete else "red"
-        table.add_row(*([str(number)] if numbered else []), *row, style=style)
-    return table
+        cells = (backup.name, age, size(backup.bytes), _database(backup), _files(backup), _state(backup, now))
+        rows.append(Row(cells, alarming=not backup.complete))
+    numbers = ["#", *map(str, range(1, len(rows)))]
+    return [Row((n, *row.cells), row.alarming) for n, row in zip(numbers, rows, strict=True)] if numbered else rows
+
+
+def as_document(shelf: Shelf) -> dict[str, Any]:
+    """Return what becomes of each backup as JSON has it."""
+    parts: dict[str, Any] = {"kept": [], "removed": []}
+    for fate in shelf.fates:
+        parts["kept" if fate.kept else "removed"].append({"name": str(fate.name), "reasons": list(fate.reasons)})
+    return parts
+
+
+def _fates(shelf: Shelf) -> list[Row]:
+    rows = [Row(("BACKUP", "AGE", "SIZE", ""))]
+    for fate in shelf.fates:
+        age = short_age((shelf.now - fate.name.at).total_seconds())
+        why = f"{'kept' if fate.kept else 'removed'}: {', '.join(fate.reasons)}"
+        rows.append(Row((str(fate.name), age, size(shelf.backups[str(fate.name)].bytes), why), not fate.kept))
+    return rows
 
 
 def _database(backup: Backup) -> str:
-    return backup.info.database.name if backup.info else "?"
+    name = backup.info.database.name if backup.info else "?"
+    shown = "".join(c if c.isprintable() else "?" for c in name)
+    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
 
 
 def _files(backup: Backup) -> str:

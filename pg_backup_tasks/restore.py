@@ -15,6 +15,7 @@ from .info import DatabaseInfo
 from .journal import Change, Journal
 from .loading import Dump, Target
 from .looking import Found, Looker, Order
+from .machine import CommandError
 from .model import SAFETY, Database, Format, Mode
 from .postgres import identifier
 from .store import Backup
@@ -177,8 +178,8 @@ class Work:
                 signals.close()
                 server.session.ask("commit")
             except BaseException:
-                with suppress(TaskError), loading.maintenance(desk, self.database) as fresh:
-                    loading.discard(desk, fresh, name)
+                with suppress(TaskError, CommandError), loading.answering(desk, server) as asked:
+                    loading.discard(desk, asked, name)
                 raise
         return self._result("swap", began, undo=False)
 
@@ -208,7 +209,7 @@ class Work:
                 switching.switch(desk, server, change, name, lambda: self._finish(server, wanted))
                 switching.conclude(desk, server, change)
             except BaseException:
-                switching.abandon(desk, change, name)
+                switching.abandon(desk, server, change, name)
                 raise
 
     def _in_place(self, connection: Connection, found: Found) -> None:
@@ -226,7 +227,7 @@ class Work:
             loading.load(desk, self.dump, replace(target, opening=self._opening(journal)))
             switching.conclude(desk, connection, change)
         except BaseException:
-            switching.abandon(desk, change)
+            switching.abandon(desk, connection, change)
             raise
         loading.analyze(desk, connection)
 

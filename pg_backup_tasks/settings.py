@@ -6,7 +6,7 @@ import os
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ class Settings:
     in_place: bool = False
     protected: tuple[str, ...] = ()
     aside_hours: int = 24
+    retention: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     log: str = "backups/pg_backup_tasks.log"
 
     def under_root(self, path: str) -> str:
@@ -41,6 +42,7 @@ class Settings:
 
 FIELDS = {f.name: f for f in fields(Settings)}
 _TYPES = typing.get_type_hints(Settings)
+_TABLES = [name for name, kind in _TYPES.items() if kind == Mapping[str, Mapping[str, Any]]]
 
 
 def config(**overrides: Any) -> dict[str, dict[str, Any]]:
@@ -52,7 +54,8 @@ def config(**overrides: Any) -> dict[str, dict[str, Any]]:
     _check(overrides, "db.config()")
     from_environment(os.environ)
     # None is what Invoke takes any environment string for as it is; the defaults are in Settings.
-    return {"db": dict.fromkeys(FIELDS) | overrides}
+    # Tables are merged with what is set later, so that they have to be some from the start.
+    return {"db": dict.fromkeys(FIELDS) | {name: {} for name in _TABLES} | overrides}
 
 
 def load(tree: Mapping[str, Any], environ: Mapping[str, str], cwd: Path) -> Settings:
@@ -102,10 +105,15 @@ def _convert(name: str, value: Any, shown: str) -> Any:
     kind = _TYPES[name]
     converted = _as_kind(kind, value)
     if converted is None:
+        default = "" if name in _TABLES else f", {FIELDS[name].default!r}"
         raise Refused(
             f"The setting {shown} must be {_describe(kind)}, not {_kind_of(value)}.",
-            hint=f"leave it out for its default, {FIELDS[name].default!r}",
+            hint=f"leave it out for its default{default}",
         )
+    if name == "retention" and converted:
+        from .retention import policies
+
+        policies(converted)
     least = _LEAST.get(name, 0)
     if isinstance(converted, int) and not isinstance(converted, bool) and converted < least:
         raise Refused(
@@ -131,6 +139,8 @@ def _as_kind(kind: Any, value: Any) -> Any:
         return value if value in typing.get_args(kind) else None
     if kind == tuple[str, ...]:
         return _names(value)
+    if kind == Mapping[str, Mapping[str, Any]]:
+        return _tables(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value if isinstance(value, str) else None
@@ -144,11 +154,18 @@ def _names(value: Any) -> tuple[str, ...] | None:
     return None
 
 
+def _tables(value: Any) -> dict[str, dict[str, Any]] | None:
+    # Invoke hands out tables in a wrapping of its own.
+    if not hasattr(value, "keys") or not all(hasattr(value[key], "keys") for key in value):
+        return None
+    return {str(key): {str(k): v for k, v in dict(value[key]).items()} for key in value}
+
+
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " or ".join(repr(choice) for choice in typing.get_args(kind) if choice)
     words = {bool: "true or false", int: "a whole number", str: "text", tuple[str, ...]: "names, separated by commas"}
-    return words[kind]
+    return words.get(kind, "a table of tables, which the environment cannot hold")
 
 
 def _kind_of(value: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
@@ -16,6 +17,7 @@ from .model import INFO, SAFETY, BackupName, Format, latest_link, parse_type, sp
 
 PARTIAL = ".partial_"
 _CLEARED = ".cleared_"
+_REMOVING = ".removing"
 _MOST_LINKS = 8
 _TEMPORARY = re.compile(r"\.backup_.*\.new")
 
@@ -224,10 +226,58 @@ class Store:
         files = [e.name for e in entries if (p := split_file(e.name)) and p[0] == name]
         finished = f"{name}{INFO}" in files
         # Without the proof, what published it ended in the middle.
-        for file in () if finished else files:
-            self.machine.remove(f"{self.folder}/{file}")
+        if not finished:
+            self.machine.remove(*(f"{self.folder}/{file}" for file in files))
         self.machine.remove_tree(f"{self.folder}/{_CLEARED}{name}")
         return finished
+
+    # Letting go
+
+    def remove(self, backups: Sequence[Backup]) -> None:
+        """Remove these backups, each as a whole; only under the lock.
+
+        Dying in between leaves none that looks whole, and the next removal ends what this has begun.
+        """
+        if not backups:
+            return
+        backups = sorted(backups, key=lambda b: str(b.created_at))  # what dies early leaves the newer ones
+        names = {b.name for b in backups}
+        self.machine.write(f"{self.folder}/{_REMOVING}", json.dumps(sorted(names), indent=0).encode())
+        self._redirect(names)
+        self.machine.remove(*(b.info_path for b in backups))
+        self.machine.flush([self.folder])
+        self.machine.remove(*(b.path(f) for b in backups for f in b.sizes))
+        self.machine.remove(f"{self.folder}/{_REMOVING}")
+
+    def end_removal(self) -> list[str]:
+        """End the removal that a dead run had begun; return the backups it removes; only under the lock."""
+        try:
+            found = json.loads(self.machine.read(f"{self.folder}/{_REMOVING}") or b"[]")
+        except ValueError:
+            found = []
+        begun = {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
+        # One that has its `.info` still had not been touched: whether it goes is decided anew.
+        halves = [b for b in self.backups() if b.name in begun and not b.has_info] if begun else []
+        self.machine.remove(*(b.path(f) for b in halves for f in b.sizes), f"{self.folder}/{_REMOVING}")
+        return [b.name for b in halves]
+
+    def _redirect(self, gone: set[str]) -> None:
+        """Let no link to the latest backup point at one of those that go."""
+        entries = self._entries()
+        targets = {e.name: split_file(e.target) for e in entries if e.target}
+        there = {e.name for e in entries if e.is_file}
+        steps: list[tuple[str, ...]] = []
+        for type_ in {name.type for target in targets.values() if target and str(name := target[0]) in gone}:
+            newest = next((b for b in self.backups(type_) if b.complete and b.name not in gone), None)
+            for extension in _extensions():
+                link = latest_link(type_, extension)
+                target = targets.get(link)
+                if target and str(target[0]) in gone:
+                    file = f"{newest.name}{extension}" if newest else ""
+                    path = f"{self.folder}/{link}"
+                    steps.append(("link", file, path) if file in there else ("remove", path))
+        if steps:
+            self.machine.publish(steps)
 
 
 @dataclass(frozen=True)

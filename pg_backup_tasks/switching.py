@@ -116,15 +116,28 @@ def drop_aside(desk: Desk, server: Connection, change: Change) -> None:
         desk.report.warn(f"{change.before}, kept aside by an earlier {change.task}, could not be dropped: {refused}")
 
 
+def expire(desk: Desk) -> None:
+    """Drop what has been kept aside for longer than the setting; a server that cannot be reached is said."""
+    if not any(change.how == "swap" and _has_expired(desk, change) for change in desk.journal.done()):
+        return
+    try:
+        with loading.maintenance(desk, desk.choice.database) as server:
+            drop_expired(desk, server)
+    except TaskError as error:
+        desk.report.warn(f"What restores have kept aside for too long stays: {error.message}")
+
+
+def _has_expired(desk: Desk, change: Change) -> bool:
+    return change.older(desk.clock(), desk.settings.aside_hours)
+
+
 def drop_expired(desk: Desk, server: Connection) -> None:
     """Drop the databases of this server kept aside for longer than the setting."""
     here = server.database
     expired = [
         change
         for change in desk.journal.done()
-        if change.how == "swap"
-        and (change.host, change.port) == (here.host, here.port)
-        and change.older(desk.clock(), desk.settings.aside_hours)
+        if change.how == "swap" and (change.host, change.port) == (here.host, here.port) and _has_expired(desk, change)
     ]
     for change in expired:
         drop_aside(desk, server, change)
@@ -185,14 +198,13 @@ def undo_the_mark(server: Connection, change: Change) -> None:
     server.session.ask(f"comment on database {identifier(change.name)} is {comment}")
 
 
-def abandon(desk: Desk, change: Change, fresh: str | None = None) -> None:
+def abandon(desk: Desk, server: Connection, change: Change, fresh: str | None = None) -> None:
     """After a failure: find out whether the change was made all the same; if not, drop what was filled for it."""
-    # A session of its own: the one that failed has ended, or waits for what will not come. Where none can be had,
-    # the next run finds out.
-    with suppress(TaskError), loading.maintenance(desk, desk.choice.database) as server:
-        if was_made(desk, server, change):
-            conclude(desk, server, change)
+    # Where nobody answers, the next run finds out.
+    with suppress(TaskError, CommandError), loading.answering(desk, server) as asked:
+        if was_made(desk, asked, change):
+            conclude(desk, asked, change)
             return
         if fresh:
-            loading.discard(desk, server, fresh)
+            loading.discard(desk, asked, fresh)
         desk.journal.end()

@@ -66,7 +66,7 @@ def _switch_back(desk: Desk, change: Change, database: Database, yes: Consent) -
                 switching.switch(desk, server, redo, change.before, lambda: switching.undo_the_mark(server, change))
                 switching.conclude(desk, server, redo)
             except BaseException:
-                switching.abandon(desk, redo)
+                switching.abandon(desk, server, redo)
                 raise
     return Result(change.backup, database.name, "swap", round(monotonic() - began, 3), undo=redo is not None)
 

@@ -463,5 +463,5 @@ class OverSsh:
         done = self._ask(CLAIMED, path, good=(0, 3))
         return None if done.code else done.out.removesuffix("\n")
 
-    def remove(self, path: str) -> None:
-        self._ask('rm -f -- "$1"', path)
+    def remove(self, *paths: str) -> None:
+        self._ask('rm -f -- "$@"', *paths)

@@ -96,7 +96,7 @@ def test_only_pythons_own_memory_counts() -> None:
 @pytest.mark.parametrize("wrong", [{"only": "app,speed"}, {"rounds": 0}, {"scale": 0.0}])
 def test_wrong_use_is_refused(wrong: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(ROOT, **wrong) == 2  # type: ignore[arg-type]
-    assert "app, tables, dump, restore, memory, start" in capsys.readouterr().err
+    assert "app, tables, dump, restore, shelf, memory, start" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_it_measures_everything(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert run.main(ROOT, rounds=1, scale=0.01, output=str(output)) == 0
     document = json.loads(output.read_text())
     figures = {each["key"]: each for each in document["figures"]}
-    times = {"app.time", "app.sql.gz", "tables.time", "dump.time", "restore.dump", "restore.locked", "start.list"}
+    times = {"app.time", "app.sql.gz", "tables.time", "dump.time", "restore.dump", "restore.locked", "shelf.time"}
     assert times <= figures.keys()
     assert all(len(each["ours"]) >= 1 and each["ours_median"] > 0 for each in document["figures"])
     assert "://" not in output.read_text()

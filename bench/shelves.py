@@ -1,0 +1,90 @@
+"""A shelf of ten thousand backups, listed and cleaned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pg_backup_tasks import info
+from pg_backup_tasks.info import DatabaseInfo, FileInfo, Info
+
+from .databases import scaled
+from .measure import Figure, Judged, can_watch_memory, peak_memory, seconds
+
+if TYPE_CHECKING:
+    from .run import Bench
+
+BACKUPS = 10_000
+TYPES = ("auto", "auto", "auto", "manual", "pre_migrate")
+EXTENSIONS = (".dump", ".tar", ".sql", ".sql.gz")
+MB = 1_000_000
+DATABASE = DatabaseInfo(
+    name="happy_bar",
+    host="db.example.com",
+    port=5432,
+    user="bar",
+    owner="bar",
+    encoding="UTF8",
+    collate="C",
+    ctype="C",
+    comment=None,
+    acl=None,
+    settings=[],
+    connection_limit=-1,
+    bytes=1,
+)
+DOCUMENT = Info(
+    version=info.VERSION,
+    name="",
+    type="",
+    description="Automatic backup",
+    created_at="2026-11-22T02:00:00Z",
+    seconds=1.0,
+    database=DATABASE,
+    server_version="18.1",
+    tools={"pg_dump": "18.1"},
+    extensions={},
+    migrations=None,
+    git=None,
+    tables={f"public.table_{number}": number for number in range(30)},
+    files={extension: FileInfo(4, "0" * 64) for extension in EXTENSIONS},
+    restored=None,
+    restore=["inv db.restore NAME"],
+)
+
+
+def of_shelves(bench: Bench) -> Iterator[Figure]:
+    """Measure `db.list` and `db.cleanup` of a full shelf."""
+    count = scaled(BACKUPS, bench.scale)
+    bench.say(f"measuring a shelf of {count:,} backups ...")
+    bench.project.mkdir(exist_ok=True)
+    bench.lay_tasks()
+    times = []
+    for _ in range(bench.rounds):
+        _fill(bench.project / "backups" / "postgres", count)
+        listed = seconds(bench.inv("db.list"), bench.project, bench.env)
+        times.append(listed + seconds(bench.inv("db.cleanup"), bench.project, bench.env))
+        bench.forget(bench.project / "backups")
+    what = f"{count:,} backups listed, cleaned"
+    yield Figure("shelf.time", what, "s", 2, tuple(times), judged=Judged.PEAK)
+    if can_watch_memory():
+        _fill(bench.project / "backups" / "postgres", count)
+        commands = (bench.inv("db.list"), bench.inv("db.cleanup"))
+        peaks = tuple(peak_memory(command, bench.project, bench.env) / MB for command in commands)
+        yield Figure("shelf.memory", f"memory, {count:,} backups", "MB", 120, peaks, judged=Judged.PEAK)
+        bench.forget(bench.project / "backups")
+
+
+def _fill(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    newest = datetime.now(UTC).replace(microsecond=0)
+    for number in range(count):
+        type_ = TYPES[number % len(TYPES)]
+        name = f"backup_{type_}_{newest - timedelta(hours=2 * number):%Y%m%d_%H%M%S}"
+        for extension in EXTENSIONS:
+            (folder / f"{name}{extension}").write_bytes(b"dump")
+        (folder / f"{name}.info").write_bytes(info.encode(msgspec.structs.replace(DOCUMENT, name=name, type=type_)))

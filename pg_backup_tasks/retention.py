@@ -1,0 +1,169 @@
+"""Which backups stay and which go, and why: a plan made of names, a policy and the time. Pure.
+
+A backup is kept for the newest of each of the last days, ISO weeks and months (UTC) that have backups, and among the
+last of its type. What is not whole takes no place from what is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from .errors import Refused
+from .model import BackupName
+
+EVERY_TYPE = "all"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How many days, ISO weeks and months that have backups keep their newest, and how many of the last stay anyway."""
+
+    daily: int = 7
+    weekly: int = 4
+    monthly: int = 12
+    last: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise Refused for what would keep nothing."""
+        if not any((self.daily, self.weekly, self.monthly, self.last)):
+            raise Refused(
+                "A policy that keeps nothing is none.", hint="at least one of daily, weekly, monthly and last"
+            )
+
+
+# What the types of the tasks themselves keep where nothing else is set.
+USUAL = {"manual": Policy(last=10), "pre_migrate": Policy(last=3)}
+
+
+@dataclass(frozen=True)
+class Only:
+    """What replaces the policy for one run; with both, a backup goes only if both say so."""
+
+    older_than: int | None = None
+    keep: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise Refused for what would keep nothing."""
+        for flag, value in (("--older-than", self.older_than), ("--keep", self.keep)):
+            if value is not None and value < 1:
+                raise Refused(f"{flag} takes a whole number above 0.", hint=f"{flag} 30")
+
+    @property
+    def given(self) -> bool:
+        """Whether anything was."""
+        return (self.older_than, self.keep) != (None, None)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backup as the plan sees it; *needed* says what for it must stay, empty if for nothing."""
+
+    name: BackupName
+    whole: bool
+    needed: str = ""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of a backup, and why."""
+
+    name: BackupName
+    kept: bool
+    reasons: tuple[str, ...]
+
+
+def policies(settings: Mapping[str, Mapping[str, Any]]) -> Callable[[str], Policy]:
+    """Return what tells the policy of each type, from the setting: by type, `all` for every type.
+
+    Raises Refused for an unknown key, a value that is no number of backups, or a policy that keeps nothing.
+    """
+    known = {f.name for f in fields(Policy)}
+    for type_, given in settings.items():
+        for key, value in given.items():
+            if key not in known:
+                raise Refused(f"The retention of {type_} has no {key!r}.", hint=", ".join(sorted(known)))
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise Refused(f"{key} in the retention of {type_} must be a whole number, 0 or more.", hint=f"{key}: 7")
+
+    def of(type_: str) -> Policy:
+        return replace(USUAL.get(type_, Policy()), **{**settings.get(EVERY_TYPE, {}), **settings.get(type_, {})})
+
+    for type_ in {*settings, *USUAL}:
+        of(type_)
+    return of
+
+
+def plan(candidates: Iterable[Candidate], of: Callable[[str], Policy], now: datetime, only: Only) -> list[Fate]:
+    """Return the fate of every backup, newest first; each type is judged by itself."""
+    types: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        types.setdefault(candidate.name.type, []).append(candidate)
+    fates = [fate for type_, found in types.items() for fate in _of_one_type(found, of(type_), now, only)]
+    return sorted(fates, key=lambda fate: fate.name, reverse=True)
+
+
+def _of_one_type(found: Sequence[Candidate], policy: Policy, now: datetime, only: Only) -> Iterator[Fate]:
+    newest_first = sorted(found, key=lambda c: c.name, reverse=True)
+    future = [c for c in newest_first if c.name.at > now]
+    past = [c for c in newest_first if c.name.at <= now]
+    whole = [c for c in past if c.whole]
+    reasons: dict[BackupName, list[str]] = {c.name: [] for c in newest_first}
+    # Whole ones first and by themselves, so that no other takes a place from them.
+    for among in (whole, past):
+        for name, reason in _kept_anyway(among, only, now) if only.given else _kept(among, policy):
+            if reason not in reasons[name]:
+                reasons[name].append(reason)
+    for candidate in future:
+        reasons[candidate.name].append("dated in the future")
+    # Also one that is dated in the future may be all there is that is whole.
+    for candidate in [c for c in newest_first if c.whole][:1] + whole[:1]:
+        reasons[candidate.name] = reasons[candidate.name] or ["the newest whole one"]
+    for candidate in newest_first:
+        kept = reasons[candidate.name] + ([candidate.needed] if candidate.needed else [])
+        gone = "not whole, and " if not candidate.whole else ""
+        yield Fate(candidate.name, bool(kept), tuple(kept or [gone + _why_gone(only)]))
+
+
+def _kept(newest_first: Sequence[Candidate], policy: Policy) -> Iterator[tuple[BackupName, str]]:
+    for title, count, period in (
+        ("daily", policy.daily, lambda at: f"{at:%Y-%m-%d}"),
+        ("weekly", policy.weekly, lambda at: f"{at:%G-W%V}"),
+        ("monthly", policy.monthly, lambda at: f"{at:%Y-%m}"),
+    ):
+        newest = _newest_of_each(newest_first, period)
+        yield from ((name, f"{title} {when}") for when, name in newest[:count])
+    if policy.last:
+        yield from ((c.name, f"one of the last {policy.last}") for c in newest_first[: policy.last])
+
+
+def _newest_of_each(
+    newest_first: Sequence[Candidate], period: Callable[[datetime], str]
+) -> list[tuple[str, BackupName]]:
+    newest: dict[str, BackupName] = {}
+    for candidate in newest_first:
+        newest.setdefault(period(candidate.name.at), candidate.name)
+    return list(newest.items())
+
+
+def _kept_anyway(newest_first: Sequence[Candidate], only: Only, now: datetime) -> Iterator[tuple[BackupName, str]]:
+    for place, candidate in enumerate(newest_first):
+        if only.keep is not None and place < only.keep:
+            yield candidate.name, f"one of the last {only.keep}"
+        if only.older_than is not None and now - candidate.name.at <= timedelta(days=only.older_than):
+            yield candidate.name, f"not older than {_days(only.older_than)}"
+
+
+def _why_gone(only: Only) -> str:
+    said = []
+    if only.older_than is not None:
+        said.append(f"older than {_days(only.older_than)}")
+    if only.keep is not None:
+        said.append(f"not one of the last {only.keep}")
+    return " and ".join(said) or "no rule keeps it"
+
+
+def _days(count: int) -> str:
+    return f"{count} day" if count == 1 else f"{count} days"

@@ -1,0 +1,310 @@
+"""A cleanup on a real shelf: what goes goes as a whole, what is not ours stays, the next one ends what was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from benches import Bench
+from conftest import ROOT, Project, Server
+
+from pg_backup_tasks.here import Here
+from pg_backup_tasks.journal import Change
+from pg_backup_tasks.store import Store
+
+EXTENSIONS = (".dump", ".tar", ".sql", ".sql.gz")
+TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def stock(project: Project, moments: list[datetime], type_: str = "auto", *, whole: bool = True) -> list[str]:
+    """Put backups on the shelf; return their names, newest first."""
+    project.backups.mkdir(parents=True, exist_ok=True)
+    names = []
+    for at in sorted(moments, reverse=True):
+        name = f"backup_{type_}_{at:%Y%m%d_%H%M%S}"
+        for extension in EXTENSIONS:
+            (project.backups / f"{name}{extension}").write_bytes(b"dump")
+        (project.backups / f"{name}.info").write_text("an old script's")
+        if not whole:
+            (project.backups / f"{name}.info").unlink()
+        names.append(name)
+    return names
+
+
+def nights(count: int) -> list[datetime]:
+    return [TODAY - timedelta(days=n) for n in range(count)]
+
+
+def names(project: Project) -> set[str]:
+    return {p.name.partition(".")[0] for p in project.backups.iterdir() if p.name.startswith("backup_")}
+
+
+def test_shown_and_done(project: Project) -> None:
+    stocked = stock(project, nights(40))
+    for args in (("--dry-run",), ()):
+        done = project.inv("db.cleanup", *args)
+        assert done.code == 0, done.err
+        assert f"kept: daily {TODAY:%Y-%m-%d}" in done.out
+        assert "removed: no rule keeps it" in done.out
+        assert max(map(len, done.out.splitlines())) <= 80
+        assert (len(names(project)) == 40) is bool(args)
+    left = names(project)
+    assert set(stocked[:7]) <= left < set(stocked)
+    assert all((project.backups / f"{n}{e}").exists() for n in left for e in (*EXTENSIONS, ".info"))
+    assert project.hidden_files() == []
+    again = project.inv("db.cleanup", "--json")
+    assert again.json["removed"] == []
+    assert {each["name"] for each in again.json["kept"]} == left
+
+
+def test_json_and_dry(project: Project) -> None:
+    stock(project, nights(20))
+    done = project.inv("db.cleanup", "--keep", "3", "--json", "--dry-run").json
+    assert done["dry_run"] is True
+    assert [len(done[part]) for part in ("kept", "removed")] == [3, 17]
+    assert done["removed"][0]["reasons"] == ["not one of the last 3"]
+    dry = project.inv("--dry", "db.cleanup", "--keep", "3")
+    assert dry.code == 0
+    assert "Would remove 17 of 20" in dry.out
+    assert len(names(project)) == 20
+    assert project.inv("db.cleanup", "--older-than", "5", "--keep", "8").code == 0
+    assert len(names(project)) == 8
+
+
+def test_only_one_type(project: Project) -> None:
+    stock(project, nights(20), "manual")
+    autos = stock(project, nights(20), "auto")
+    assert project.inv("db.cleanup", "--type", "manual", "--keep", "1").code == 0
+    assert len([n for n in names(project) if "manual" in n]) == 1
+    assert set(autos) <= names(project)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--keep", "0"),
+        ("--keep", "-3"),
+        ("--keep", "x"),
+        ("--older-than", "0"),
+        ("--older-than", "1.5"),
+        ("--type", "la/test"),
+        ("--confirm", "other"),
+        ("--wait", "-1"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_removes_nothing(ready: Project, args: tuple[str, ...]) -> None:
+    stock(ready, nights(40))
+    # What Invoke's own parser refuses is its own 1.
+    done = ready.inv("db.cleanup", *args)
+    assert done.code in (1, 2) if args[1].startswith("-") else done.code == 2, done.err
+    assert "Traceback" not in done.err
+    assert len(names(ready)) == 40
+
+
+@pytest.mark.parametrize("value", ['{"auto": {"dayly": 3}}', '{"auto": {"daily": -1}}', '{"auto": 3}', "5"])
+def test_a_policy_that_is_wrong_removes_nothing(project: Project, value: str) -> None:
+    stock(project, nights(40))
+    (project.path / "invoke.json").write_text(f'{{"db": {{"retention": {value}}}}}')
+    done = project.inv("db.cleanup")
+    assert done.code == 2, done.err
+    assert "Try:" in done.err
+    assert len(names(project)) == 40
+
+
+def test_policies_come_from_where_settings_do(project: Project) -> None:
+    stock(project, nights(40))
+    stock(project, nights(40), "nightly")
+    (project.path / "invoke.yaml").write_text("db:\n  retention:\n    nightly: {daily: 2, weekly: 0, monthly: 0}\n")
+    assert project.inv("db.cleanup").code == 0
+    assert len([n for n in names(project) if "nightly" in n]) == 2
+    assert len([n for n in names(project) if "auto" in n]) > 7
+
+
+def test_what_is_not_ours_stays(project: Project) -> None:
+    stock(project, nights(40))
+    strangers = [
+        "backup_auto_20200101_000000.dump.bak",
+        "backup_auto_20200101_000000.txt",
+        "backup_auto_20201301_000000.dump",
+        "backup_auto_20200101_000000 2.dump",
+        "backup_\n_20200101_000000.dump",
+        "backup_auto_20200101_000000",
+        "notes 20200101.sql",
+        ".backup_auto_20200101_000000.dump",
+        "-rf",
+    ]
+    for name in strangers:
+        (project.backups / name).write_text("mine")
+    folder = project.backups / "backup_auto_20190101_000000.dump"
+    folder.mkdir()
+    (folder / "backup_auto_20190101_000000.dump").write_text("mine")
+    link = project.backups / "backup_auto_20180101_000000.dump"
+    link.symlink_to(project.path / "tasks.py")
+    assert project.inv("db.cleanup", "--keep", "1").code == 0
+    assert all((project.backups / name).read_text() == "mine" for name in strangers)
+    assert (folder / "backup_auto_20190101_000000.dump").exists()
+    assert link.is_symlink()
+
+
+def test_one_that_may_only_be_read_or_is_being_read(project: Project) -> None:
+    stocked = stock(project, nights(3))
+    for file in project.backups.iterdir():
+        file.chmod(0o400)
+    with (project.backups / f"{stocked[-1]}.dump").open("rb") as reader:
+        assert project.inv("db.cleanup", "--keep", "1").code == 0
+        assert reader.read() == b"dump"
+    assert names(project) == {stocked[0]}
+
+
+def test_the_latest_links_stay_right(ready: Project, server: Server, database: str) -> None:
+    server.sql("create table t (id int)", database)
+    old = stock(ready, nights(9)[2:], "manual")
+    newest = ready.inv("db.backup", "--formats", "dump", "--json").json["name"]
+    for extension in (".sql", ".tar"):
+        (ready.backups / f"backup_manual_latest{extension}").symlink_to(f"{old[-1]}{extension}")
+    assert ready.inv("db.cleanup", "--keep", "1").code == 0
+    assert names(ready) == {newest, "backup_manual_latest"}
+    links = {p.name: p.readlink().name for p in ready.backups.iterdir() if p.is_symlink()}
+    assert links == {"backup_manual_latest.dump": f"{newest}.dump", "backup_manual_latest.info": f"{newest}.info"}
+
+
+def test_what_undo_needs_stays_and_what_is_aside_expires(bench: Bench) -> None:
+    database = bench.create("create table t (id int)")
+    name = bench.backup(database)
+    in_place = {"INVOKE_DB_IN_PLACE": "true"}
+    assert bench.restore(name, database, env=in_place).code == 0
+    safety = next(n for n in names(bench.project) if "pre_restore" in n and "latest" not in n)
+    stock(bench.project, [datetime.now(UTC) + timedelta(minutes=-1, seconds=n) for n in range(3)], "pre_restore")
+    cleaned = bench.project.inv("db.cleanup", "--keep", "1", "--json").json
+    assert {"name": safety, "reasons": ["db.undo needs it"]} in cleaned["kept"] or any(
+        each["name"] == safety and "one of the last 1" in each["reasons"] for each in cleaned["kept"]
+    )
+    assert bench.restore(name, database).code == 0
+    aside = f"select count(*) from pg_database where datname like '{database}_before_%'"
+    assert bench.server.sql(aside) == "1"
+    assert bench.project.inv("db.cleanup").code == 0
+    assert bench.server.sql(aside) == "1"
+    done = bench.project.inv("db.cleanup", env={"INVOKE_DB_ASIDE_HOURS": "0"})
+    assert done.code == 0
+    assert "Dropped" in done.err
+    assert bench.server.sql(aside) == "0"
+    assert bench.project.inv("db.undo", "--force").code == 2
+
+
+def test_a_server_that_is_gone_keeps_nobody_from_cleaning(project: Project) -> None:
+    stock(project, nights(40))
+    project.use("postgresql://bar:secret@127.0.0.1:1/bar")
+    change = Change(
+        name="bar",
+        host="127.0.0.1",
+        port=1,
+        task="db.restore of x",
+        backup="x",
+        how="swap",
+        before="bar_before",
+        at="2020-01-01T00:00:00Z",
+        bytes=1,
+        presence="1",
+    )
+    (project.backups / ".undo.json").write_text(json.dumps([asdict(change)]))
+    done = project.inv("db.cleanup")
+    assert done.code == 0
+    assert "stays" in done.err
+    assert len(names(project)) < 40
+
+
+# Killed
+
+
+def killed_after(project: Project, steps: int) -> None:
+    """Run a cleanup that ends after so many of the machine's changes."""
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pg_backup_tasks import here
+left = {steps}
+def counted(method):
+    def call(self, *args):
+        global left
+        for one in args or ((),):
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            method(self, *((one,) if args else ()))
+    return call
+here.Here.remove = counted(here.Here.remove)
+here.Here.write = (lambda write: lambda self, path, data: (counted(lambda s: None)(self), write(self, path, data))[1])(
+    here.Here.write
+)
+from invoke.main import program
+program.run(["inv", "db.cleanup", "--keep", "2"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=project.path, env=project.environment(), capture_output=True, check=False
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
+
+
+@pytest.mark.parametrize("steps", range(1, 34, 4))
+def test_killed_in_between_it_leaves_none_that_looks_whole(project: Project, steps: int) -> None:
+    stocked = stock(project, nights(8))
+    killed_after(project, steps)
+    store = Store(Here(), str(project.backups))
+    for backup in store.backups():
+        files = {e for e in EXTENSIONS if os.path.lexists(f"{project.backups}/{backup.name}{e}")}
+        assert not backup.complete or len(files) == 4, (backup.name, files)
+    assert {b.name for b in store.backups() if b.complete} >= set(stocked[:2])
+    assert project.inv("db.cleanup", "--keep", "3").code == 0
+    assert names(project) <= set(stocked[:3])
+    assert names(project) >= set(stocked[:2])
+    assert project.hidden_files() == []
+
+
+def test_a_folder_that_may_not_be_written_is_said(project: Project) -> None:
+    stock(project, nights(40))
+    Path(project.path / "backups" / "pg_backup_tasks.log").touch()
+    subprocess.run(["chattr", "+i", str(project.backups)], check=False, capture_output=True)
+    try:
+        if os.access(project.backups, os.W_OK):
+            done = project.inv("db.cleanup")
+            assert done.code in (0, 1)
+            assert "Traceback" not in done.err
+    finally:
+        subprocess.run(["chattr", "-i", str(project.backups)], check=False, capture_output=True)
+
+
+def test_with_a_shelf_that_is_not_there(project: Project) -> None:
+    done = project.inv("db.cleanup")
+    assert done.code == 0, done.err
+    assert "Removed 0 of 0" in done.out
+
+
+# After a backup
+
+
+def test_backup_auto_cleans_after_it_succeeded(ready: Project) -> None:
+    stock(ready, nights(40)[1:])
+    done = ready.inv("db.backup-auto", "--cleanup")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert len(names(ready)) < 25
+    before = names(ready)
+    ready.use("postgresql://bar:secret@127.0.0.1:1/bar")
+    done = ready.inv("db.backup-auto", "--cleanup", env={"INVOKE_DB_RETENTION": ""})
+    assert done.code != 0
+    assert names(ready) == before
+
+
+def test_its_json_has_both(ready: Project) -> None:
+    stock(ready, nights(40)[1:])
+    done = ready.inv("db.backup-auto", "--cleanup", "--json")
+    assert done.code == 0
+    assert done.json["cleanup"]["removed"]
+    assert done.json["name"] in {each["name"] for each in done.json["cleanup"]["kept"]}
