@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 
 from .errors import Refused
 
@@ -25,10 +26,9 @@ class Format(Enum):
     SQL_GZ = "sql.gz"
     SQL = "sql"
 
-    @property
-    def extension(self) -> str:
+    def __init__(self, value: str) -> None:
+        self.extension = f".{value}"
         """The file name's ending, with its dot."""
-        return f".{self.value}"
 
     @property
     def is_archive(self) -> bool:
@@ -102,6 +102,7 @@ class BackupName:
     _PATTERN = re.compile(r"backup_(?P<type>[a-z0-9_]+)_(?P<stamp>[1-9][0-9]{7}_[0-9]{6})")
 
     @classmethod
+    @lru_cache(maxsize=1 << 15)  # the five files of a backup have one name
     def parse(cls, text: str) -> BackupName | None:
         """Return the name that *text* spells exactly, or None."""
         match = cls._PATTERN.fullmatch(text)
@@ -123,7 +124,7 @@ class BackupName:
 
 def split_file(filename: str) -> tuple[BackupName, str] | None:
     """Return a backup file's name and extension (`.dump`, `.info`, ...), or None if it is not ours."""
-    for extension in EXTENSIONS:
+    for extension in EXTENSIONS if filename.startswith("backup_") else ():
         if filename.endswith(extension):
             name = BackupName.parse(filename[: -len(extension)])
             return (name, extension) if name else None

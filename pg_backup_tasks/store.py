@@ -205,13 +205,17 @@ class Store:
 
     def clear_remains(self) -> list[str]:
         """Remove what dead runs left, returning the backups they did not finish; only under the lock."""
-        for entry in self._entries():
+        entries = self._entries()
+        for entry in entries:
+            if not entry.name.startswith("."):
+                continue
             name = BackupName.parse(entry.name.removeprefix(PARTIAL))
             if entry.name.startswith(PARTIAL) and name:
                 self._withhold(name)
             elif _TEMPORARY.fullmatch(entry.name):
                 self.machine.remove(f"{self.folder}/{entry.name}")
-        entries = self._entries()
+        if any(entry.name.startswith((PARTIAL, _CLEARED)) for entry in entries):
+            entries = self._entries()
         cleared = [BackupName.parse(e.name.removeprefix(_CLEARED)) for e in entries if e.name.startswith(_CLEARED)]
         return [str(name) for name in cleared if name and not self._clear(name, entries)]
 
