@@ -10,7 +10,7 @@ from time import monotonic
 from . import backup, catalog, loading, signals, switching, units, verify
 from .consent import Consent
 from .desk import Connection, Desk
-from .errors import Refused, TaskError, Unreachable
+from .errors import Failed, Refused, TaskError, Unreachable
 from .info import DatabaseInfo
 from .journal import Change, Journal
 from .loading import Dump, Target
@@ -183,8 +183,20 @@ class Work:
                 raise
         return self._result("swap", began, undo=False)
 
+    @contextmanager
+    def _scratch(self, name: str) -> Iterator[Connection]:
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(self.desk.connect(elsewhere(self.database, name)))
+            except Unreachable as error:
+                raise Failed(
+                    f"The server lets this user in to no new database: {error.message}",
+                    hint="INVOKE_DB_IN_PLACE=true restores in the one that is there",
+                ) from None
+            yield connection
+
     def _fill(self, name: str) -> None:
-        with self.desk.connect(elsewhere(self.database, name)) as connection:
+        with self._scratch(name) as connection:
             part = self._looker.structure()
             loading.load(self.desk, self.dump, Target(connection, whole=False, part=part))
             loading.analyze(self.desk, connection, self.dump if part is None else None)

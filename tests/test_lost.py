@@ -5,13 +5,13 @@ from __future__ import annotations
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nasty
 import pytest
 from benches import Bench
-from conftest import TASKS, Project, Server
+from conftest import TASKS, Project, Server, clean_environ
 
 from pg_backup_tasks.embedded import EmbeddedServer, find_bin
 
@@ -67,6 +67,53 @@ def test_what_no_dump_holds_is_not_lost(
     bench.server.sql(gone, database)
     done = bench.restore(name, database, env={"INVOKE_DB_IN_PLACE": in_place})
     assert done.code == 0, done.err
+
+
+@pytest.fixture
+def barred(logical: Server) -> Iterator[Callable[[str], None]]:
+    """Return what lets everybody in to the databases named only."""
+    path = logical.embedded.folder / "data" / "pg_hba.conf"
+    before = path.read_text()
+
+    def let_in(names: str) -> None:
+        path.write_text(f"host {names} all 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 reject\n{before}")
+        assert logical.sql("select pg_reload_conf()") == "t"
+
+    yield let_in
+    path.write_text(before)
+    subprocess.run(
+        [str(logical.embedded.bin / "psql"), "-Xqc", "select pg_reload_conf()"],
+        env={**clean_environ(), **logical.embedded.environment(), "PGHOST": str(logical.embedded.folder)},
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_a_server_that_lets_nobody_in_to_a_new_database(
+    there: tuple[Bench, str, str], barred: Callable[[str], None]
+) -> None:
+    bench, database, name = there
+    bench.server.sql("insert into t values (2)", database)
+    barred(f"postgres,{database}")
+    done = bench.restore(name, database)
+    assert done.code == 1
+    assert "INVOKE_DB_IN_PLACE" in done.json["try"]
+    assert bench.server.sql("select count(*) from t", database) == "2"
+    assert bench.leftovers() == ""
+    done = bench.restore(name, database, env={"INVOKE_DB_IN_PLACE": "true"})
+    assert done.code == 0, done.err
+    assert bench.server.sql("select count(*) from t", database) == "1"
+
+
+def test_a_server_that_lets_in_to_one_database_only(
+    there: tuple[Bench, str, str], barred: Callable[[str], None]
+) -> None:
+    bench, database, name = there
+    barred(f"{database}")
+    done = bench.restore(name, database)
+    assert done.code == 0, done.err
+    assert done.json["how"] == "in place"
+    assert "in to this database only" in done.err
 
 
 @WAYS
