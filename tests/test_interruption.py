@@ -497,9 +497,7 @@ def test_ctrl_c_at_the_question(bar: Bar) -> None:
 def frozen(bar: Bar, which: str) -> Iterator[None]:
     """Stop a server's sessions (those that *which* is true of), or all of it; set them going again afterwards."""
     if which == "everything":
-        postmaster = int((bar.server.embedded.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
-        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
-        pids = [postmaster, *map(int, children)]
+        pids = processes_of(bar.server)
     else:
         pids = [int(pid) for pid in bar.server.sql(f"select pid from pg_stat_activity where {which}").splitlines()]
         assert pids
@@ -508,9 +506,17 @@ def frozen(bar: Bar, which: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for pid in pids:
+        # Whoever was born meanwhile may have been stopped by its parent's fate.
+        for pid in {*pids, *processes_of(bar.server)}:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+def processes_of(server: Server) -> list[int]:
+    """Return the postmaster and its children."""
+    postmaster = int((server.embedded.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+    return [postmaster, *map(int, children)]
 
 
 @pytest.mark.parametrize("which", ["query like 'LOCK TABLE%' and state = 'active'", slow("everything")])
