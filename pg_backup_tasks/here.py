@@ -182,7 +182,8 @@ class Here:
 
     def read(self, path: str) -> bytes | None:
         try:
-            return Path(path).read_bytes()
+            with open(path, "rb", buffering=0) as file:
+                return file.read()
         except FileNotFoundError:
             return None
 
@@ -294,11 +295,12 @@ def _pipe() -> tuple[int, int]:
 
 
 def _entry(entry: os.DirEntry[str]) -> Entry:
-    with suppress(FileNotFoundError):
+    try:
         target = os.readlink(entry.path) if entry.is_symlink() else None
         info = entry.stat(follow_symlinks=False)
-        return Entry(entry.name, info.st_size, target, entry.is_file(follow_symlinks=False))
-    return Entry(entry.name, is_file=False)
+    except FileNotFoundError:
+        return Entry(entry.name, is_file=False)
+    return Entry(entry.name, info.st_size, target, entry.is_file(follow_symlinks=False))
 
 
 def _size(path: str) -> int:

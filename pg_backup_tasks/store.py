@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import PurePosixPath
 
 from . import info as info_
@@ -41,13 +42,13 @@ class Backup:
         """The size of its dump files together."""
         return sum(self.sizes.values())
 
-    @property
+    @cached_property
     def complete(self) -> bool:
         """Whether every file its `.info` names is there in its size; for an old script's, whether any is."""
         if self.info is None:
             return self.has_info and bool(self.sizes)
-        expected = {f: self.info.files.get(f.extension) for f in Format}
-        return all(e is None or self.sizes.get(f) == e.bytes for f, e in expected.items())
+        files = self.info.files
+        return all(f.extension not in files or self.sizes.get(f) == files[f.extension].bytes for f in Format)
 
     @property
     def missing(self) -> list[str]:
