@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from .databases import BenchError
 
 T = TypeVar("T")
+MB = 1_000_000
 GLANCE = 0.02
 PATIENCE = 1800.0
 

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from . import databases
 from .databases import Database
-from .measure import Figure, Judged, can_watch_memory, paired, peak_memory, seconds
+from .measure import MB, Figure, Judged, can_watch_memory, paired, peak_memory, seconds
 
 if TYPE_CHECKING:
     from .run import Bench
 
-MB = 1_000_000
 FILLED = "bench_filled"
 # What ours says to the server, said by theirs too.
 SAME = "-c synchronous_commit=off -c maintenance_work_mem=256MB"

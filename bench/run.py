@@ -20,13 +20,12 @@ from pg_backup_tasks.errors import TaskError
 
 from . import databases
 from .databases import BenchError, Database, clean_environment
-from .measure import Figure, Judged, can_watch_memory, paired, peak_memory, seconds
+from .measure import MB, Figure, Judged, can_watch_memory, paired, peak_memory, seconds
 from .restoring import of_restoring
 from .shelves import of_shelves
 
 PARTS = ("app", "tables", "dump", "restore", "shelf", "memory", "start")
 FORMATS = (".dump", ".tar", ".sql", ".sql.gz")
-MB = 1_000_000
 # Short runs scatter more: so many starts for one backup.
 STARTS = 4
 

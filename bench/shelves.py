@@ -13,7 +13,7 @@ from pg_backup_tasks import info
 from pg_backup_tasks.info import DatabaseInfo, FileInfo, Info
 
 from .databases import scaled
-from .measure import Figure, Judged, can_watch_memory, peak_memory, seconds
+from .measure import MB, Figure, Judged, can_watch_memory, peak_memory, seconds
 
 if TYPE_CHECKING:
     from .run import Bench
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 BACKUPS = 10_000
 TYPES = ("auto", "auto", "auto", "manual", "pre_migrate")
 EXTENSIONS = (".dump", ".tar", ".sql", ".sql.gz")
-MB = 1_000_000
 DATABASE = DatabaseInfo(
     name="happy_bar",
     host="db.example.com",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from .definitions import unquoted
 from .info import DatabaseInfo
 from .model import Item
 
@@ -95,7 +96,7 @@ def missing_roles(items: Sequence[Item], role: Role) -> list[str]:
     named = {item.owner for item in items if item.owner}
     for item in items:
         if item.kind in ("ACL", "DEFAULT ACL"):
-            named |= {_unquote(match["role"]) for match in _GRANTEE.finditer(item.definition)}
+            named |= {unquoted(match["role"]) for match in _GRANTEE.finditer(item.definition)}
     return sorted(named - role.roles - _ALWAYS_THERE)
 
 
@@ -121,7 +122,7 @@ def _of_the_database(info: DatabaseInfo, role: Role) -> Iterator[str]:
             yield f"{setting.role} has settings of its own in the database"
         elif "." not in setting.name and setting.name not in role.settable:
             yield f"{setting.name} is not {role.name}'s to set"
-    grantors = {_unquote(match["role"]) for entry in info.acl or [] if (match := _GRANTOR.search(entry))}
+    grantors = {unquoted(match["role"]) for entry in info.acl or [] if (match := _GRANTOR.search(entry))}
     for grantor in sorted(grantors - {info.owner}):
         yield f"{grantor} has granted the use of the database"
 
@@ -140,7 +141,3 @@ def _asks_too_much(item: Item, role: Role) -> bool:
     pattern = _TOO_MUCH.get(item.kind)
     # A plain dump's headings do not say enough.
     return bool(pattern) and (not item.id or re.search(str(pattern), item.definition, re.MULTILINE) is not None)
-
-
-def _unquote(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name

@@ -45,16 +45,23 @@ def config(**overrides: Any) -> dict[str, dict[str, Any]]:
     Whatever is wrong with them, with an `INVOKE_DB_*` or with the `invoke.yaml` beside the file that calls this ends
     `inv` with a sentence.
     """
-    try:
+    folder = Path(sys._getframe(1).f_code.co_filename).parent
+    with _told():
         tree = settings_.config(**overrides)
-        _refuse_broken_file(tree, Path(sys._getframe(1).f_code.co_filename).parent)
+        _refuse_broken_file(tree, folder)
+    return tree
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    # No task has begun, so it is Invoke that would tell it: without what to try, and never as JSON.
+    try:
+        yield
     except TaskError as error:
-        # No task has begun, so it is Invoke that would tell it: without what to try, and never as JSON.
         from .report import Report
 
         Report(as_json="--json" in sys.argv[1:]).error(error)
         raise Exit(code=error.code) from None
-    return tree
 
 
 def _refuse_broken_file(tree: dict[str, Any], folder: Path) -> None:
@@ -425,4 +432,6 @@ def _judge(desk: Desk, found: list[Backup], restore: bool, seconds: float) -> li
 
 
 ns = Collection("db", backup, backup_auto, backup_pre_migrate, restore, undo, cleanup, list_, verify)
-ns.configure(config())
+with _told():
+    # The files beside our own code are nobody's settings.
+    ns.configure(settings_.config())

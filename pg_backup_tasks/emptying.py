@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .definitions import headed
 from .model import Item
 from .postgres import identifier, literal
 
@@ -396,18 +397,18 @@ def leave_out(kept: Iterable[Kept]) -> Callable[[Item], bool]:
 
 def owners(kept: Iterable[Kept], items: Iterable[Item]) -> str:
     """Return SQL, for after the emptying, that gives schemas that stay the owners that *items* have for them."""
-    schemas = {_on_one_line(k.name): k for k in kept if k.kind == "SCHEMA" and k.mine}
+    schemas = {headed(k.name): k for k in kept if k.kind == "SCHEMA" and k.mine}
     return "".join(
-        f"alter schema {schemas[_on_one_line(item.name)].quoted} owner to {identifier(item.owner)};\n"
+        f"alter schema {schemas[headed(item.name)].quoted} owner to {identifier(item.owner)};\n"
         for item in items
-        if item.kind == "SCHEMA" and _on_one_line(item.name) in schemas and item.owner
+        if item.kind == "SCHEMA" and headed(item.name) in schemas and item.owner
     )
 
 
 def _signature(kind: str, schema: str, name: str, owner: str) -> tuple[str, ...]:
     # Default privileges are told apart by whose they are; all else may have changed hands.
-    of = _on_one_line(owner) if kind == "DEFAULT ACL" else ""
-    return kind, _on_one_line(schema).removeprefix("-"), _on_one_line(name), of
+    of = headed(owner) if kind == "DEFAULT ACL" else ""
+    return kind, headed(schema).removeprefix("-"), headed(name), of
 
 
 def _about(kept: Kept) -> list[tuple[str, ...]]:
@@ -416,10 +417,6 @@ def _about(kept: Kept) -> list[tuple[str, ...]]:
     named = kept.name if kept.kind in ("CAST", "TRANSFORM") else f"{said} {kept.quoted}"
     about = (("COMMENT", named), ("SECURITY LABEL", named), ("ACL", f"{granted} {kept.quoted}"))
     return [_signature(kind, "", name, "") for kind, name in about]
-
-
-def _on_one_line(name: str) -> str:
-    return name.replace("\n", " ").replace("\r", " ")
 
 
 def empty(extensions: Iterable[str]) -> str:

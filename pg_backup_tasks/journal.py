@@ -11,6 +11,8 @@ from typing import Any, Literal
 from .machine import Machine
 from .model import Database
 
+How = Literal["swap", "in place"]
+
 _UNDER_WAY = ".restoring.json"
 _DONE = ".undo.json"
 # What pg_restore is to take out of an archive.
@@ -31,21 +33,17 @@ class Change:
     port: int
     task: str
     backup: str
-    how: Literal["swap", "in place"]
+    how: How
     before: str
     at: str
     bytes: int
     presence: str
     comment: str | None = None
 
-    def of(self, database: Database) -> bool:
-        """Whether it changed this database."""
-        return (self.name, self.host, self.port) == (database.name, database.host, database.port)
-
     @property
-    def place(self) -> str:
-        """The database as errors name it."""
-        return str(Database(self.name, self.host, self.port))
+    def key(self) -> tuple[str, str, int]:
+        """Which database it changed."""
+        return self.name, self.host, self.port
 
     def older(self, now: datetime, hours: int) -> bool:
         """Whether it lies more than *hours* back."""
@@ -89,7 +87,7 @@ class Journal:
 
     def remember(self, change: Change) -> None:
         """Let *change*, now made, be the one to undo for its database."""
-        others = [c for c in self.done() if (c.name, c.host, c.port) != (change.name, change.host, change.port)]
+        others = [c for c in self.done() if c.key != change.key]
         self._keep([*others, change])
 
     def forget(self, gone: Callable[[Change], bool]) -> None:
@@ -107,7 +105,7 @@ class Journal:
 
     def last(self, database: Database) -> Change | None:
         """Return the change of *database* that can be undone."""
-        return next((c for c in self.done() if c.of(database)), None)
+        return next((c for c in self.done() if c.key == (database.name, database.host, database.port)), None)
 
     def _keep(self, changes: Iterable[Change]) -> None:
         self._write(_DONE, [asdict(c) for c in changes])

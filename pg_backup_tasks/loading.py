@@ -332,11 +332,6 @@ def _create_like(desk: Desk, connection: Connection, info: DatabaseInfo, name: s
     desk.report.warn(f"The server has no locale {info.locale or info.collate}; the new database sorts another way.")
 
 
-def drop(connection: Connection, name: str, patience: float | None = None) -> None:
-    """Drop a database of ours, ending whatever still looks at it."""
-    connection.session.ask(_dropping(name), patience)
-
-
 def _dropping(name: str) -> str:
     return f"drop database if exists {identifier(name)} with (force)"
 
@@ -345,7 +340,7 @@ def _dropping(name: str) -> str:
 def answering(desk: Desk, connection: Connection) -> Iterator[Connection]:
     """Hold a session after a failure: this one, once it has ended what it was at; another, if the server has ended it.
 
-    Raises CommandError or TaskError where neither answers soon.
+    Raises TaskError where neither answers soon.
     """
     began = monotonic()
     try:
@@ -362,10 +357,10 @@ def answering(desk: Desk, connection: Connection) -> Iterator[Connection]:
 def discard(desk: Desk, connection: Connection, name: str) -> None:
     """Drop a database of ours after a failure; what cannot be dropped soon, a later run drops."""
     try:
-        connection.session.ask("rollback", _PATIENCE)
-        drop(connection, name, _PATIENCE)
-    except CommandError as error:
-        desk.report.note(f"{name} is still there: {error.done.err}")
+        with answering(desk, connection) as asked:
+            asked.session.ask(_dropping(name), _PATIENCE)
+    except TaskError as error:
+        desk.report.note(f"{name} is still there: {error}")
 
 
 def clear_scratch(desk: Desk, connection: Connection) -> None:

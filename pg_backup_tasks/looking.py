@@ -16,6 +16,7 @@ from .model import Database, Mode
 from .postgres import identifier
 from .properties import Statement
 from .units import listed
+from .url import elsewhere
 
 _DATA = frozenset(
     {
@@ -29,7 +30,6 @@ _DATA = frozenset(
         "TABLE DATA",
     }
 )
-_MENTIONED = 5
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class Order:
                 f"--into makes a new database, and --{self.mode.value} works in one that is there.",
                 hint="--into with --schema-only, or alone",
             )
+
+    def target(self, configured: Database) -> Database:
+        """Return the database to restore into."""
+        return elsewhere(configured, self.into) if self.into else configured
 
     @property
     def replaces(self) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .definitions import unquoted
 from .info import DatabaseInfo, Setting
 from .postgres import identifier, literal
 
@@ -128,7 +129,7 @@ def _assign(name: str, value: str) -> str:
     if name not in _LISTS:
         return f"{_parameter(name)} to {literal(value)}"
     # Kept as one text, in which each element may be quoted as an identifier is.
-    elements = [_unquote(e) for e in _ELEMENT.findall(value)]
+    elements = [unquoted(e) for e in _ELEMENT.findall(value)]
     return f"{_parameter(name)} to {', '.join(map(literal, elements or ['']))}"
 
 
@@ -167,8 +168,4 @@ def _taken_by_the_owner(target: str, holder: str, privileges: str) -> list[State
 def _entries(acl: list[str]) -> list[tuple[str, str]]:
     """Return (grantee, privilege letters) of each aclitem; an empty grantee is everybody."""
     matches = filter(None, map(_ACL.match, acl))
-    return [(_unquote(match["grantee"]), match["privileges"]) for match in matches]
-
-
-def _unquote(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+    return [(unquoted(match["grantee"]), match["privileges"]) for match in matches]

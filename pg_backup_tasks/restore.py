@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
 
 from . import backup, catalog, loading, signals, switching, units, verify
 from .consent import Consent
 from .desk import Connection, Desk
-from .errors import Failed, Refused, TaskError, Unreachable
+from .errors import Failed, Refused, Unreachable
 from .info import DatabaseInfo
-from .journal import Change, Journal
+from .journal import Change, How, Journal
 from .loading import Dump, Target
 from .looking import Found, Looker, Order
-from .machine import CommandError
 from .model import SAFETY, Database, Format, Mode
 from .postgres import identifier
 from .store import Backup
@@ -41,7 +40,7 @@ def restore(desk: Desk, chosen: Backup, order: Order, yes: Consent) -> Result:
     Raises Refused where nobody says yes or it cannot work, Failed where the file is damaged or does not load.
     """
     order.check()
-    database = elsewhere(desk.choice.database, order.into) if order.into else desk.choice.database
+    database = order.target(desk.choice.database)
     yes.check(database.name)
     task = f"db.restore of {chosen.name}"
     with desk.at_work(f"{task} into {database.name}", order.wait):
@@ -53,7 +52,7 @@ def restore(desk: Desk, chosen: Backup, order: Order, yes: Consent) -> Result:
 def plan(desk: Desk, chosen: Backup, order: Order) -> str:
     """Return what `restore` would do, as far as that is known without looking."""
     order.check()
-    database = elsewhere(desk.choice.database, order.into) if order.into else desk.choice.database
+    database = order.target(desk.choice.database)
     what = {
         Mode.FULL: "",
         Mode.DATA_ONLY: " (rows only)",
@@ -178,8 +177,7 @@ class Work:
                 signals.close()
                 server.session.ask("commit")
             except BaseException:
-                with suppress(TaskError, CommandError), loading.answering(desk, server) as asked:
-                    loading.discard(desk, asked, name)
+                loading.discard(desk, server, name)
                 raise
         return self._result("swap", began, undo=False)
 
@@ -213,7 +211,8 @@ class Work:
         wanted = info.database if info else found.now
         with loading.maintenance(desk, self.database) as server:
             switching.drop_expired(desk, server)
-            change = self._change(server, found)
+            before = switching.free_name(desk, server, self.database.name)
+            change = self._change(found, "swap", before, found.now.comment)
             journal.begin(change)
             try:
                 loading.create_beside(desk, server, wanted, name, found.present.tablespace)
@@ -233,7 +232,7 @@ class Work:
             return
         order = backup.Order(SAFETY, f"Before {self.task}", (Format.DUMP,))
         safety = backup.at_work(desk, order, connection)
-        change = replace(self._change(connection, found), how="in place", before=safety.name, comment=None)
+        change = self._change(found, "in place", safety.name)
         journal.begin(change)
         try:
             loading.load(desk, self.dump, replace(target, opening=self._opening(journal)))
@@ -243,9 +242,9 @@ class Work:
             raise
         loading.analyze(desk, connection)
 
-    def _change(self, server: Connection, found: Found) -> Change:
-        backup_, present = self.dump.backup.name, found.present
-        return switching.begun(self.desk, server, self.database, self.task, backup_, present, found.now.comment)
+    def _change(self, found: Found, how: How, before: str, comment: str | None = None) -> Change:
+        task, backup_ = self.task, self.dump.backup.name
+        return switching.begun(self.desk, self.database, task, backup_, found.present, how, before, comment)
 
     def _opening(self, journal: Journal) -> str:
         """Return what psql says first in a transaction: its number into a file, and how long it waits for locks."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+from .definitions import unquoted
 from .model import Item
 
 _HEADING = re.compile(
@@ -320,8 +321,4 @@ def _table_name(copy: str) -> str:
     match = _NAME.match(copy)
     if not match:
         return copy.partition(" ")[0]
-    return f"{_unquote(match['schema'])}.{_unquote(match['name'])}"
-
-
-def _unquote(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+    return f"{unquoted(match['schema'])}.{unquoted(match['name'])}"

@@ -20,7 +20,8 @@ PARTIAL = ".partial_"
 _CLEARED = ".cleared_"
 _REMOVING = ".removing"
 _MOST_LINKS = 8
-_TEMPORARY = re.compile(r"\.backup_.*\.new")
+# What a run that dies while it writes leaves of an .info, or of its own notes.
+_TEMPORARY = re.compile(r"\.(?:backup_.*|\.(?:removing|undo\.json|restoring\.(?:json|list)))\.new")
 
 
 @dataclass(frozen=True)

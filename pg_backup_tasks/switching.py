@@ -15,7 +15,7 @@ from .catalog import Present
 from .crew import Crew
 from .desk import Connection, Desk
 from .errors import Failed, TaskError
-from .journal import Change
+from .journal import Change, How
 from .machine import CommandError
 from .model import STAMP, Database
 from .postgres import identifier, literal
@@ -42,21 +42,33 @@ def aside_name(name: str, at: datetime) -> str:
     return kept + suffix
 
 
-def begun(
-    desk: Desk, server: Connection, database: Database, task: str, backup: str, present: Present, comment: str | None
-) -> Change:
-    """Return a change by a swap that is about to be made, under a name for what goes aside that is still free."""
-    while catalog.database_exists(server.session, before := aside_name(database.name, now := desk.clock())):
+def free_name(desk: Desk, server: Connection, name: str) -> str:
+    """Return a name for what goes aside that is still free."""
+    while catalog.database_exists(server.session, free := aside_name(name, desk.clock())):
         desk.sleep(_NEXT_SECOND)
+    return free
+
+
+def begun(
+    desk: Desk,
+    database: Database,
+    task: str,
+    backup: str,
+    present: Present,
+    how: How,
+    before: str,
+    comment: str | None = None,
+) -> Change:
+    """Return a change that is about to be made."""
     return Change(
         name=database.name,
         host=database.host,
         port=database.port,
         task=task,
         backup=backup,
-        how="swap",
+        how=how,
         before=before,
-        at=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        at=desk.clock().strftime("%Y-%m-%dT%H:%M:%SZ"),
         bytes=present.bytes,
         presence=desk.machine.presence(),
         comment=comment,
@@ -103,7 +115,7 @@ def _rename_and_send_away(desk: Desk, server: Connection, change: Change) -> Non
 def conclude(desk: Desk, server: Connection, change: Change) -> None:
     """Remember a change that was made as the one to undo, and let go of what an earlier one kept aside."""
     for earlier in desk.journal.done():
-        if earlier.name == change.name and earlier.how == "swap" and earlier.before != change.before:
+        if earlier.key == change.key and earlier.how == "swap" and earlier.before != change.before:
             drop_aside(desk, server, earlier)
     desk.journal.remember(change)
     desk.journal.end()
@@ -201,7 +213,7 @@ def undo_the_mark(server: Connection, change: Change) -> None:
 def abandon(desk: Desk, server: Connection, change: Change, fresh: str | None = None) -> None:
     """After a failure: find out whether the change was made all the same; if not, drop what was filled for it."""
     # Where nobody answers, the next run finds out.
-    with suppress(TaskError, CommandError), loading.answering(desk, server) as asked:
+    with suppress(TaskError), loading.answering(desk, server) as asked:
         if was_made(desk, asked, change):
             conclude(desk, asked, change)
             return

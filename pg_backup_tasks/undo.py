@@ -81,7 +81,8 @@ def _redo(desk: Desk, server: Connection, change: Change, database: Database) ->
         looking.refuse_what_would_be_lost(database, present)
         now, _ = catalog.describe(connection.session, database)
     desk.report.say(f"Into     {database}: {present.tables} tables, {units.size(present.bytes)}, kept aside for a redo")
-    return switching.begun(desk, server, database, _TASK, change.backup, present, now.comment)
+    before = switching.free_name(desk, server, database.name)
+    return switching.begun(desk, database, _TASK, change.backup, present, "swap", before, now.comment)
 
 
 def _put_back(server: Connection, change: Change) -> None:

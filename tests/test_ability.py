@@ -7,12 +7,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import nasty
 import pytest
 from conftest import Server, clean_environ
+from described import but
 
 from pg_backup_tasks import ability, archive
 from pg_backup_tasks.ability import Role
@@ -22,27 +21,7 @@ from pg_backup_tasks.model import Item
 OWNER = Role(
     "bar", False, True, frozenset({"bar", "other"}), {"hstore": True, "dblink": False}, frozenset({"work_mem"})
 )
-INFO = DatabaseInfo(
-    name="bar",
-    host="",
-    port=5432,
-    user="bar",
-    owner="bar",
-    encoding="UTF8",
-    collate="C",
-    ctype="C",
-    comment=None,
-    acl=None,
-    settings=[],
-    connection_limit=-1,
-    bytes=1,
-    locale_provider="c",
-    locale=None,
-)
-
-
-def changed(**values: Any) -> DatabaseInfo:
-    return msgspec.structs.replace(INFO, **values)
+INFO = but(owner="bar")
 
 
 def item(kind: str, definition: str = "", owner: str = "bar", name: str = "x", id_: int = 7) -> Item:
@@ -82,13 +61,13 @@ def test_objects(found: Item, certain: bool) -> None:
     ("info", "certain"),
     [
         (INFO, True),
-        (changed(owner="other"), False),
-        (changed(settings=[Setting(None, "work_mem", "1MB")]), True),
-        (changed(settings=[Setting(None, "app.tenant", "1")]), True),
-        (changed(settings=[Setting(None, "log_statement", "all")]), False),
-        (changed(settings=[Setting("other", "work_mem", "1MB")]), False),
-        (changed(acl=["=Tc/bar", "bar=CTc/bar"]), True),
-        (changed(acl=["=Tc/bar", "other=c/somebody"]), False),
+        (but(owner="other"), False),
+        (but(owner="bar", settings=[Setting(None, "work_mem", "1MB")]), True),
+        (but(owner="bar", settings=[Setting(None, "app.tenant", "1")]), True),
+        (but(owner="bar", settings=[Setting(None, "log_statement", "all")]), False),
+        (but(owner="bar", settings=[Setting("other", "work_mem", "1MB")]), False),
+        (but(owner="bar", acl=["=Tc/bar", "bar=CTc/bar"]), True),
+        (but(owner="bar", acl=["=Tc/bar", "other=c/somebody"]), False),
     ],
 )
 def test_what_belongs_to_the_database(info: DatabaseInfo, certain: bool) -> None:
@@ -141,5 +120,5 @@ def test_all_that_a_plain_owner_has_made_it_can_make_again(
         owner.name, False, True, frozenset(roles), {"hstore": True, "citext": True, "plpgsql": True}, frozenset()
     )
     items = list(contents.entries.values())
-    assert ability.doubts(items, changed(owner=owner.name), role) == []
+    assert ability.doubts(items, but(owner=owner.name), role) == []
     assert ability.missing_roles(items, role) == []

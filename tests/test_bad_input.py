@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from aftermath import Trial, on_trial
 from conftest import TASKS, Project, Server
+
+from pg_backup_tasks.journal import Change
 
 FILE = "packages/database/.env"
 # Unlike anything else that is printed, so that a piece of it is found.
@@ -404,6 +408,19 @@ def test_dry_changes_nothing_and_asks_nobody(trial: Trial) -> None:
     assert trial.project.inv("db.backup", "--formats", "dump").code == 0
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
+        aside = Change(
+            name=trial.database,
+            host="127.0.0.1",
+            port=listener.getsockname()[1],
+            task="db.restore of x",
+            backup="x",
+            how="swap",
+            before="aside",
+            at="2020-01-01T00:00:00Z",
+            bytes=1,
+            presence="1",
+        )
+        (trial.project.backups / ".undo.json").write_text(json.dumps([asdict(aside)]))
         trial.project.use(f"postgresql://u:{SECRET}@127.0.0.1:{listener.getsockname()[1]}/{trial.database}")
         before, spied = everything_below(trial.project.path), trial.spied()
         for task in (
@@ -412,6 +429,10 @@ def test_dry_changes_nothing_and_asks_nobody(trial: Trial) -> None:
             "db.backup-pre-migrate",
             "db.restore latest",
             "db.restore latest --force",
+            "db.restore latest --data-only --force",
+            "db.restore latest --table t --force",
+            "db.restore latest --into other --force",
+            "db.undo --force",
             "db.list",
             "db.verify all",
             "db.verify latest --restore",
@@ -419,6 +440,9 @@ def test_dry_changes_nothing_and_asks_nobody(trial: Trial) -> None:
             done = trial.project.inv("--dry", *task.split())
             assert done.code == 0, f"{task}: {done.err}"
             assert "Would" in done.err or task == "db.list"
+        for task in ("db.cleanup --keep 1", "db.cleanup --dry-run"):
+            # What stays and what goes is the result here, not only the plan.
+            assert "Would remove" in trial.project.inv("--dry", *task.split()).out
         assert everything_below(trial.project.path) == before
         assert trial.spied() == spied
         with pytest.raises(BlockingIOError):

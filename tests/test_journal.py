@@ -14,6 +14,7 @@ from pg_backup_tasks import switching
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.journal import Change, Journal
 from pg_backup_tasks.model import Database
+from pg_backup_tasks.store import Store
 
 CHANGE = Change(
     name="bar",
@@ -101,3 +102,16 @@ def test_a_name_for_what_goes_aside_fits_and_says_whose_it_is(name: str) -> None
     assert rest == "20261122_143022"
     assert name.startswith(kept)
     assert kept == name or len(aside.encode()) > 59
+
+
+def test_what_a_run_that_dies_while_it_writes_leaves_is_cleared(journal: Journal) -> None:
+    journal.begin(CHANGE)
+    journal.remember(CHANGE)
+    folder = Path(journal.folder)
+    written = {p.name for p in folder.iterdir()} | {".removing", Path(journal.list_path).name}
+    for name in written:
+        (folder / f".{name}.new").touch()
+    (folder / "..theirs.new").touch()
+    assert Store(Here(), journal.folder).clear_remains() == []
+    assert {p.name for p in folder.glob(".*.new")} == {"..theirs.new"}
+    assert journal.under_way() == CHANGE

@@ -206,3 +206,49 @@ def test_nothing_else_lies_about(bench: Bench) -> None:
     assert bench.server.sql(aside) == "1"
     shutil.rmtree(bench.project.backups)
     assert bench.project.inv("db.undo", "--force").code == 2
+
+
+def test_a_lock_table_that_is_too_small_is_said_before_anything_is_touched(tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    small = {"max_locks_per_transaction": "10", "max_connections": "12", "max_worker_processes": "0"}
+    with EmbeddedServer(find_bin(), settings=small) as embedded:
+        bench = Bench(Server(embedded, int(embedded.version.split(".")[0])), Project(tmp_path))
+        tables = "".join(f"create table t{n} (id int primary key, t text);" for n in range(60))
+        database = bench.create(tables + "insert into t1 values (1, 'x')")
+        name = bench.backup(database, "--formats", "dump")
+        bench.server.sql("insert into t1 values (2, 'y'); drop table t2", database)
+        before = nasty.everything(bench.server, database)
+        done = bench.restore(name, database, env={"INVOKE_DB_IN_PLACE": "true"})
+        assert done.code == 2, done.err
+        assert "too many objects for one transaction" in done.json["error"]
+        assert "max_locks_per_transaction" in done.json["try"]
+        assert nasty.everything(bench.server, database) == before
+        done = bench.restore(name, database)
+        assert done.code == 0, done.err
+        assert bench.server.sql("select count(*) from t1", database) == "1"
+
+
+def test_to_restore_the_latest_twice_is_to_restore_the_same(bench: Bench) -> None:
+    in_place = {"INVOKE_DB_IN_PLACE": "true"}
+    database = bench.create("create table t (id int); insert into t values (1)")
+    name = bench.backup(database)
+    bench.server.sql("insert into t values (2)", database)
+    for _ in range(2):
+        done = bench.restore("latest", database, env=in_place)
+        assert done.json["backup"] == name, done.err
+        assert bench.server.sql("select count(*) from t", database) == "1"
+    safety = bench.restore("latest:pre_restore", database, env=in_place)
+    assert "pre_restore" in safety.json["backup"]
+
+
+def test_what_is_kept_aside_is_listed(bench: Bench) -> None:
+    database = bench.create("create table t (id int)")
+    name = bench.backup(database)
+    assert bench.project.inv("db.list", "--json").json["aside"] == []
+    assert bench.restore(name, database).code == 0
+    (aside,) = bench.project.inv("db.list", "--json").json["aside"]
+    assert (aside["name"], aside["backup"], aside["host"]) == (database, name, "127.0.0.1")
+    assert bench.has(aside["before"])
+    listed = bench.project.inv("db.list").out
+    assert f"Kept aside: {aside['before']}" in listed
+    assert "inv db.undo puts it back" in listed

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 from conftest import Server
+from described import PLAIN, but
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -18,26 +19,6 @@ from pg_backup_tasks.info import DatabaseInfo, Setting
 from pg_backup_tasks.machine import Session
 from pg_backup_tasks.model import Database
 from pg_backup_tasks.postgres import Tools, identifier, literal
-
-PLAIN = DatabaseInfo(
-    name="d",
-    host="h",
-    port=5432,
-    user="u",
-    owner="owner",
-    encoding="UTF8",
-    collate="C",
-    ctype="C",
-    comment=None,
-    acl=None,
-    settings=[],
-    connection_limit=-1,
-    bytes=0,
-)
-
-
-def but(**changes: object) -> DatabaseInfo:
-    return msgspec.structs.replace(PLAIN, **changes)
 
 
 def sql(info: DatabaseInfo, roles: set[str], now: DatabaseInfo | None = None) -> list[str]:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from described import PLAIN
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pg_backup_tasks import info
 from pg_backup_tasks.errors import Refused
 from pg_backup_tasks.here import Here
-from pg_backup_tasks.info import DatabaseInfo, FileInfo, Info
+from pg_backup_tasks.info import FileInfo, Info
 from pg_backup_tasks.machine import Entry, Machine
 from pg_backup_tasks.model import BackupName, Format, split_file
 from pg_backup_tasks.store import Backup, Store
@@ -26,10 +27,6 @@ HEADS = {
     ".tar": b"toc.dat".ljust(257, b"\0") + b"ustar00",
     ".sql": b"--\n-- PostgreSQL database dump\n--\n",
 }
-DATABASE = DatabaseInfo(
-    name="d", host="h", port=5432, user="u", owner="u", encoding="UTF8", collate="C", ctype="C", comment=None, acl=None,
-    settings=[], connection_limit=-1, bytes=1,
-)  # fmt: skip
 
 
 def document(name: str, sizes: dict[str, int]) -> bytes:
@@ -41,7 +38,7 @@ def document(name: str, sizes: dict[str, int]) -> bytes:
             description="",
             created_at="2026-11-22T14:30:22Z",
             seconds=1.0,
-            database=DATABASE,
+            database=PLAIN,
             server_version="18.1",
             tools={},
             extensions={},
