@@ -26,6 +26,7 @@ class Here:
     """The machine we run on."""
 
     name = ""
+    glance = 0.1
 
     def __init__(self) -> None:
         self._cancelled = threading.Event()
@@ -43,7 +44,7 @@ class Here:
         return process.Process(command)
 
     def session(self, command: Command) -> AbstractContextManager[Session]:
-        return process.PsqlSession(command)
+        return process.converse(command)
 
     def tools(self, extra: Sequence[str]) -> list[tuple[str, str]]:
         done = self.run(Command(("/bin/sh", "-c", shell.TOOLS, "tools", *extra)))
@@ -186,6 +187,9 @@ class Here:
                 return file.read()
         except FileNotFoundError:
             return None
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
+        return [self.read(path) for path in paths]
 
     def sniff(self, path: str) -> Format | None:
         with open(path, "rb") as file:

@@ -110,6 +110,8 @@ class Machine(Protocol):
     """A computer with a shell, a disk and PostgreSQL's client tools; paths are absolute and its own."""
 
     name: str
+    glance: float
+    """How many seconds apart it is worth looking how much has been done."""
 
     def run(self, command: Command) -> Done:
         """Run *command* to its end, its standard input empty; what it prints must be small."""
@@ -166,6 +168,10 @@ class Machine(Protocol):
 
     def read(self, path: str) -> bytes | None:
         """Return a small file's bytes, None if it is not there."""
+        ...
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Return what each of many small files holds, None for one that is not there."""
         ...
 
     def sniff(self, path: str) -> Format | None:

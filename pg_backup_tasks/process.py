@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 from . import shell, signals
 from .machine import CommandError, Done
@@ -168,14 +168,46 @@ def run(command: Command) -> Done:
     return Done(done.code, out.decode("utf-8", "replace"), done.err)
 
 
+def converse(command: Command) -> PsqlSession:
+    """Start psql reading statements from us."""
+    return PsqlSession(Process(command, output=True, conversation=True))
+
+
+class Talking(Protocol):
+    """A command that reads what we say, here or on another machine; leaving its block ends it."""
+
+    command: Command
+
+    @property
+    def output(self) -> Lines: ...
+
+    def send(self, data: bytes) -> None: ...
+
+    def wait(self) -> Done: ...
+
+    def dismiss(self, last_words: bytes) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Lines(Protocol):
+    """What a command prints."""
+
+    def readline(self) -> bytes: ...
+
+
 class PsqlSession:
     """psql held open: statements in, what they print out."""
 
     _MARK = "pg_backup_tasks: end of answer"
 
-    def __init__(self, command: Command) -> None:
+    def __init__(self, process: Talking) -> None:
         self._asked = 0
-        self._process = Process(command, output=True, conversation=True)
+        self._process = process
 
     def ask(self, sql: str, patience: float | None = None) -> str:
         """Run *sql*; return what it printed. Raises CommandError where the server refuses it.

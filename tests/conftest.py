@@ -37,9 +37,11 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("ours")
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 
-# A shell's background job has it ignored, and would hand that on to every run that a test means to interrupt.
+# A shell's background job has them ignored, and would hand that on to every run that a test means to interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,7 +17,7 @@ from conftest import Server, clean_environ
 from pg_backup_tasks import archive, catalog, postgres, url
 from pg_backup_tasks.loading import Part
 from pg_backup_tasks.model import Item
-from pg_backup_tasks.process import PsqlSession
+from pg_backup_tasks.process import PsqlSession, converse
 from pg_backup_tasks.sqltext import SqlDump
 
 HEAD = ("ENCODING", "STDSTRINGS", "SEARCHPATH")
@@ -115,7 +115,7 @@ class Live:
         """Hold a session as the owner."""
         tools = postgres.Tools(str(self.server.embedded.bin), f"{self.server.major}.0")
         database = url.parse(self.owner.url(self.server, self.name), "a test").database
-        with PsqlSession(postgres.psql(tools, database)) as session:
+        with converse(postgres.psql(tools, database)) as session:
             yield session
 
 

@@ -921,7 +921,7 @@ def test_an_answer_is_not_taken_for_the_next_questions(bar: Bar, handlers: None)
         (str(bar.server.embedded.bin / "psql"), "-XAtq", "--set=ON_ERROR_STOP=1"),
         env=tuple(bar.server.embedded.environment(bar.database).items()),
     )
-    with process.PsqlSession(psql) as session:
+    with process.converse(psql) as session:
         with pytest.raises(Interrupted), signals.interruptible():
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
             session.ask("select pg_sleep(0.5); select 'old'")

@@ -1,4 +1,4 @@
-"""What machine.py promises of its verbs, tried on this computer and on one that is only reached by OpenSSH."""
+"""What machine.py promises of its verbs, tried on this computer and on one that is reached over SSH."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 import pytest
 from conftest import ROOT, Server, missing
-from over_ssh import OverSsh, Sshd, one_connection, running_sshd
+from sshd import Far, Sshd, running_sshd
 
 from pg_backup_tasks import lock, postgres, shell, url
 from pg_backup_tasks.errors import Failed, Locked
 from pg_backup_tasks.here import Here
+from pg_backup_tasks.line import Lost
 from pg_backup_tasks.machine import CommandError, Load, Machine
 from pg_backup_tasks.model import Command, Digest, Format
 from pg_backup_tasks.postgres import Tools
@@ -37,29 +39,27 @@ ODD = 'it\'s a "b" \\ $HOME `id` $(id) * ? [a] ; & | > < # ~ ! -n é日'
 
 @pytest.fixture(scope="module")
 def sshd() -> Iterator[Sshd]:
-    if not (shutil.which("ssh") and shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")):
-        missing("sshd", "apt-get install openssh-server openssh-client")
     with tempfile.TemporaryDirectory(prefix="pgbt-", dir="/tmp") as folder, running_sshd(Path(folder)) as sshd:
         yield sshd
 
 
 @pytest.fixture(scope="module")
-def ssh(sshd: Sshd) -> Iterator[tuple[str, ...]]:
-    with one_connection(sshd) as control:
-        yield sshd.ssh(control)
+def kept(sshd: Sshd) -> Iterator[Far]:
+    """A far machine for all who only ask it something."""
+    with sshd.machine() as far:
+        yield far
 
 
 @pytest.fixture
-def far(ssh: tuple[str, ...]) -> Iterator[OverSsh]:
-    far = OverSsh(ssh)
-    yield far
-    far.leave()
+def far(sshd: Sshd) -> Iterator[Far]:
+    with sshd.machine() as far:
+        yield far
 
 
 @pytest.fixture(params=["here", "far"])
 def machine(request: pytest.FixtureRequest) -> Machine:
-    # Of the verbs only those are tried here that OverSsh has.
-    return Here() if request.param == "here" else cast(Machine, request.getfixturevalue("far"))
+    found: Machine = Here() if request.param == "here" else request.getfixturevalue("kept")
+    return found
 
 
 @pytest.fixture
@@ -90,9 +90,17 @@ def processes(mark: str, what: str = "cmdline") -> list[int]:
     return found
 
 
-def clients(mark: str) -> list[int]:
-    """Return the numbers of the ssh clients with *mark* in their arguments."""
-    return [n for n in processes(mark) if name_of(n) == "ssh"]
+def cut(far: Far) -> None:
+    """Cut the line of a far machine, which nobody over there is told."""
+    far._line._connections[0].transport.sock.shutdown(socket.SHUT_RDWR)
+
+
+def words_of(number: int) -> str:
+    return Path(f"/proc/{number}/cmdline").read_bytes().decode(errors="replace")
+
+
+def parent_of(number: int) -> int:
+    return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def name_of(number: int) -> str:
@@ -195,10 +203,12 @@ def test_leaving_the_block_ends_the_whole_family(machine: Machine, mark: str, te
 LONELY = """
 import json, sys
 from pg_backup_tasks.here import Here
+from pg_backup_tasks.line import Lost
 from pg_backup_tasks.model import Command
-from over_ssh import OverSsh
+from pathlib import Path
+from sshd import Far, Sshd
 ssh, environment, verb, command, argument = json.loads(sys.argv[1])
-machine = OverSsh(tuple(ssh), environment) if ssh else Here()
+machine = Far(Sshd(Path(ssh[0]), *ssh[1:]), environment) if ssh else Here()
 if verb == "publish":
     machine.publish([tuple(step) for step in argument])
 elif verb == "session":
@@ -215,7 +225,7 @@ def lonely(
     machine: Machine, verb: str, command: Command, argument: object = None, path: str = os.environ["PATH"]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process of ours that asks *machine*, where PATH is *path*, for one thing."""
-    ssh = machine.ssh if isinstance(machine, OverSsh) else ()
+    ssh = (str(machine.sshd.folder), machine.sshd.port, machine.sshd.user) if isinstance(machine, Far) else ()
     words = [ssh, {"PATH": path}, verb, [command.argv, command.env, command.secrets], argument]
     ours = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     with subprocess.Popen(
@@ -249,13 +259,12 @@ def test_a_command_is_asked_before_it_is_ended(machine: Machine, mark: str, fold
 
 
 @pytest.mark.parametrize("text", [FAMILY, STUBBORN], ids=["family", "stubborn"])
-def test_the_death_of_the_line_ends_the_command_and_its_family(sshd: Sshd, mark: str, text: str) -> None:
-    alone = OverSsh(sshd.ssh())
-    with alone.start(Command(("sh", "-c", text, "family", mark))) as job:
+def test_the_death_of_the_line_ends_the_command_and_its_family(far: Far, mark: str, text: str) -> None:
+    with far.start(Command(("sh", "-c", text, "family", mark))) as job:
         until(lambda: len(processes(f"sleep\0{mark}\0")) == 2)
-        (client,) = clients(mark)
-        os.kill(client, signal.SIGKILL)
-        assert job.wait().code != 0
+        cut(far)
+        with pytest.raises(Lost):
+            job.wait()
         until(lambda: not processes(mark))
 
 
@@ -425,8 +434,8 @@ def goes_on(folder: Path) -> None:
 def test_publishing_goes_on_when_we_die(machine: Machine, tmp_path: Path, slow: str) -> None:
     with lonely(machine, "publish", Command(("publish",)), steps(tmp_path), slow) as process:
         until(was_called(tmp_path, 1))
-        publishing = [n for n in processes(str(tmp_path)) if name_of(n) in ("sh", "mv")]
-        assert len(publishing) > 1
+        (moving,) = [n for n in processes(str(tmp_path)) if name_of(n) in ("sh", "mv") and "bin/mv" in words_of(n)]
+        publishing = [moving, parent_of(moving)]
         for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             for number in publishing:
                 os.kill(number, signum)
@@ -436,12 +445,12 @@ def test_publishing_goes_on_when_we_die(machine: Machine, tmp_path: Path, slow: 
 
 
 def test_publishing_goes_on_when_the_line_dies(sshd: Sshd, tmp_path: Path, slow: str) -> None:
-    alone = cast(Machine, OverSsh(sshd.ssh()))
-    with lonely(alone, "publish", Command(("publish",)), steps(tmp_path), slow) as process:
+    with sshd.machine({"PATH": slow}) as far, ThreadPoolExecutor(1) as aside:
+        publishing = aside.submit(far.publish, steps(tmp_path))
         until(was_called(tmp_path, 1))
-        (client,) = clients(str(tmp_path))
-        os.kill(client, signal.SIGKILL)
-        process.wait()
+        cut(far)
+        with pytest.raises(Lost):
+            publishing.result()
     goes_on(tmp_path)
 
 
@@ -524,13 +533,13 @@ def test_the_room_below_a_folder(machine: Machine, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("hasher", [None, "openssl", "sha256sum", "shasum"])
-def test_the_digest_of_a_file(far: OverSsh, folder: Path, tmp_path: Path, hasher: str | None) -> None:
+def test_the_digest_of_a_file(sshd: Sshd, kept: Far, folder: Path, tmp_path: Path, hasher: str | None) -> None:
     data = secrets.token_bytes(300_000)
     path = folder / "-a \\b.dump"
     path.write_bytes(data)
     expected = Digest(len(data), hashlib.sha256(data).hexdigest())
     if hasher is None:
-        assert Here().digest(str(path)) == far.digest(str(path)) == expected
+        assert Here().digest(str(path)) == kept.digest(str(path)) == expected
         return
     if not shutil.which(hasher):
         missing(hasher, "apt-get install openssl coreutils perl")
@@ -538,7 +547,8 @@ def test_the_digest_of_a_file(far: OverSsh, folder: Path, tmp_path: Path, hasher
     only.mkdir()
     for program in ("sh", "wc", "sleep", "cat", "env", hasher, *(["perl"] if hasher == "shasum" else [])):
         (only / program).symlink_to(shutil.which(program) or program)
-    assert OverSsh(far.ssh, {"PATH": str(only)}).digest(str(path)) == expected
+    with sshd.machine({"PATH": str(only)}) as far:
+        assert far.digest(str(path)) == expected
 
 
 # Dumps
@@ -584,12 +594,13 @@ def dumped(server: Server) -> Iterator[Dumped]:
 
 
 @pytest.fixture
-def dumper(machine: Machine, server: Server) -> Machine:
+def dumper(machine: Machine, server: Server, sshd: Sshd) -> Iterator[Machine]:
     """A machine with the newest server's tools in its PATH."""
-    if isinstance(machine, OverSsh):
-        path = f"{server.embedded.bin}:{os.environ['PATH']}"
-        return cast(Machine, OverSsh(machine.ssh, {"PATH": path}))
-    return machine
+    if machine.name:
+        with sshd.machine({"PATH": f"{server.embedded.bin}:{os.environ['PATH']}"}) as far:
+            yield far
+    else:
+        yield machine
 
 
 def without_key(sql: bytes) -> list[bytes]:
@@ -733,11 +744,11 @@ def test_who_cannot_be_told_to_be_dead_is_alive(machine: Machine, presence: str)
     assert machine.alive(presence)
 
 
-def test_a_far_presence_ends_with_its_line(far: OverSsh) -> None:
+def test_a_far_presence_ends_with_its_line(far: Far) -> None:
     ours = far.presence()
     assert far.alive(ours)
     assert Here().alive(ours)
-    far.leave()
+    far.close()
     until(lambda: not Here().alive(ours))
 
 
@@ -746,12 +757,9 @@ def clock() -> datetime:
 
 
 @pytest.mark.parametrize(("first", "second"), [("here", "far"), ("far", "here"), ("far", "far")])
-def test_two_machines_exclude_each_other(
-    far: OverSsh, ssh: tuple[str, ...], folder: Path, first: str, second: str
-) -> None:
-    another = OverSsh(ssh)
-    one = Here() if first == "here" else cast(Machine, far)
-    other = Here() if second == "here" else cast(Machine, another)
+def test_two_machines_exclude_each_other(far: Far, kept: Far, folder: Path, first: str, second: str) -> None:
+    one = Here() if first == "here" else far
+    other = Here() if second == "here" else kept
     with lock.hold(one, str(folder), "db.backup", clock):
         with pytest.raises(Locked) as caught, lock.hold(other, str(folder), "db.restore", clock):
             pass
@@ -761,13 +769,12 @@ def test_two_machines_exclude_each_other(
     with lock.hold(other, str(folder), "db.restore", clock):
         pass
     assert list(folder.iterdir()) == []
-    another.leave()
 
 
-def test_a_far_run_that_died_holds_nothing(far: OverSsh, folder: Path) -> None:
-    with lock.hold(cast(Machine, far), str(folder), "db.backup", clock):
+def test_a_far_run_that_died_holds_nothing(far: Far, folder: Path) -> None:
+    with pytest.raises(Lost), lock.hold(far, str(folder), "db.backup", clock):
         presence = far.presence()
-        far.leave()
+        cut(far)
         until(lambda: not Here().alive(presence))
         with lock.hold(Here(), str(folder), "db.restore", clock):
             assert len(list(folder.iterdir())) == 2

@@ -208,7 +208,7 @@ SOON = 10.0
 def session(server: Server) -> Iterator[Session]:
     tools = Tools(str(server.embedded.bin), "18")
     command = postgres.psql(tools, url.parse(server.embedded.url(), "the test").database)
-    with process.PsqlSession(command) as session:
+    with process.converse(command) as session:
         session.ask("create temporary table quoted (v text)")
         yield session
 

@@ -114,7 +114,7 @@ class Place:
 
     def describe(self, name: str) -> DatabaseInfo:
         there = url.elsewhere(self.database, name)
-        with process.PsqlSession(postgres.psql(self.tools, there)) as session:
+        with process.converse(postgres.psql(self.tools, there)) as session:
             info, _ = catalog.describe(session, there)
         # The order of grants says nothing.
         return msgspec.structs.replace(info, name="", bytes=0, acl=info.acl and sorted(info.acl))
@@ -146,7 +146,7 @@ class Place:
 def place_on(server: Server) -> Iterator[Place]:
     database = url.parse(server.embedded.url(), "the test").database
     command = postgres.psql(Tools(str(server.embedded.bin), "18"), database)
-    with process.PsqlSession(command) as session, ExitStack() as stack:
+    with process.converse(command) as session, ExitStack() as stack:
         place = Place(server, session, database)
         stack.callback(place.clear)
         yield place

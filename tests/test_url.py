@@ -383,7 +383,7 @@ def test_psql_lands_where_the_url_says(server: Server, odd_name: str) -> None:
         )
         database = read(text)
         command = postgres.psql(Tools(str(server.embedded.bin), "18"), database, ("--file=-",))
-        with process.PsqlSession(command) as session:
+        with process.converse(command) as session:
             found = session.ask("select json_build_array(current_database(), session_user)")
     finally:
         server.sql(f"drop database {identifier}")

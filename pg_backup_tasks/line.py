@@ -1,0 +1,351 @@
+"""The line to a far machine: Fabric's connections, host keys checked, and at each end someone who notices its cut."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import fabric
+import paramiko
+from paramiko import PKey
+from paramiko.agent import Agent
+from paramiko.auth_strategy import AuthSource, AuthStrategy, InMemoryPrivateKey
+
+from . import openssh, posix, signals
+from .errors import TaskError, Unreachable
+from .openssh import KnownKeys, Route
+
+# How a question that must not be echoed is asked; None where there is nobody to ask.
+AskSecret = Callable[[str], str] | None
+
+_BEAT = 1.5
+_SILENCE = 10.0
+_AGAIN = 0.2
+_SOON = 10.0
+_PIECE = 1 << 15
+# A quarter quicker than what paramiko takes of itself.
+_QUICK = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+_RSA = ("rsa-sha2-512", "rsa-sha2-256")
+
+# Whatever is wrong is told by us, in a sentence.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+logging.getLogger("paramiko").propagate = False
+
+
+class Lost(Unreachable):
+    """The line was cut."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"The connection to {host} was lost; what was at work there ends by itself.",
+            hint="the same again, once the host can be reached; remains are cleared then",
+        )
+
+
+class Line:
+    """The connections to one host, and its keeper: a far process that lives exactly as long as this run.
+
+    Every far command is tied to the keeper; see posix.py.
+    """
+
+    def __init__(self, host: str, connect: Callable[[], fabric.Connection]) -> None:
+        self.host = host
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._connections = [connect()]
+        self._lost = threading.Event()
+        self._closed = threading.Event()
+        self._keeper = self.open(posix.script(posix.KEEPER, (), (), None))
+        self.keeper = self._first_word()
+        for work in (self._beat, self._listen):
+            threading.Thread(target=work, daemon=True).start()
+
+    def open(self, script: bytes, more: bytes = b"") -> paramiko.Channel:
+        """Run a script over there, say *more* to it; return the channel that is its standard input and output."""
+        channel = self._channel()
+        try:
+            channel.settimeout(_AGAIN)
+            channel.exec_command(posix.boot(len(script)))
+            self.send(channel, script + more)
+        except (paramiko.SSHException, EOFError, OSError):
+            channel.close()
+            raise Lost(self.host) from None
+        return channel
+
+    def send(self, channel: paramiko.Channel, data: bytes) -> None:
+        """Send *data* to what runs at the other end of a channel. Raises OSError where that has ended."""
+        while data:
+            try:
+                sent = channel.send(data[:_PIECE])
+            except TimeoutError:
+                self.check()
+                signals.check()
+                continue
+            if not sent:
+                raise BrokenPipeError
+            data = data[sent:]
+
+    def check(self) -> None:
+        """Raise Lost if the line was cut."""
+        if self.lost:
+            raise Lost(self.host)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the line was cut."""
+        return self._lost.is_set() or not self._connections[0].is_connected
+
+    def close(self) -> None:
+        """End everything that is still at work over there, and the connections."""
+        self._closed.set()
+        for connection in self._connections:
+            _close(connection)
+
+    def _channel(self) -> paramiko.Channel:
+        """Return a new channel; sshd allows ten on a connection (MaxSessions), so that there may be several."""
+        with self._lock:
+            for connection in reversed(self._connections):
+                with suppress(paramiko.ChannelException):
+                    return self._on(connection)
+            self._connections.append(self._connect())
+            return self._on(self._connections[-1])
+
+    def _on(self, connection: fabric.Connection) -> paramiko.Channel:
+        try:
+            return connection.transport.open_session(timeout=_SOON)
+        except paramiko.ChannelException:
+            raise
+        except (paramiko.SSHException, EOFError, OSError, AttributeError):
+            raise Lost(self.host) from None
+
+    def _first_word(self) -> str:
+        word, deadline = b"", time.monotonic() + _SOON
+        while not word.endswith(b"\n"):
+            try:
+                data = self._keeper.recv(64)
+            except TimeoutError:
+                signals.check()
+                if time.monotonic() < deadline:
+                    continue
+                data = b""
+            if not data:
+                self.close()
+                raise Unreachable(
+                    f"{self.host} lets us in, but runs no commands for us.",
+                    hint=f"ssh {self.host} true, which must end without a word",
+                )
+            word += data
+        return word.decode().split()[-1]
+
+    def _beat(self) -> None:
+        while not self._closed.wait(_BEAT):
+            with suppress(TimeoutError):
+                try:
+                    self._keeper.send(b"\n")
+                except (OSError, EOFError, paramiko.SSHException):
+                    return
+
+    def _listen(self) -> None:
+        heard = time.monotonic()
+        while not self._closed.is_set() and time.monotonic() - heard < _SILENCE:
+            try:
+                data = self._keeper.recv(64)
+            except TimeoutError:
+                continue
+            if not data:
+                break
+            heard = time.monotonic()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        if not self._closed.is_set() and not self._lost.is_set():
+            self._lost.set()
+            for connection in self._connections:
+                _close(connection)
+
+
+def _close(connection: fabric.Connection) -> None:
+    # Not by connection.close(), which waits for channels of Fabric's own.
+    gateway = connection.gateway
+    with suppress(Exception):
+        connection.client.close()
+    if isinstance(gateway, fabric.Connection):
+        _close(gateway)
+
+
+def connect(name: str, *, config: str, patience: int, ask: AskSecret, given: dict[str, Any]) -> fabric.Connection:
+    """Return a connection to *name* as OpenSSH's configuration has it, its host key known.
+
+    *given* are keyword arguments for paramiko's connect() that the caller has from Fabric. Raises Unreachable.
+    """
+    route = openssh.route(name, config)
+    via: fabric.Connection | str | None = route.proxy or None
+    for jump in route.jumps:
+        via = _open(openssh.route(_as_url(jump), config), via, patience, ask, {})
+    return _open(route, via, patience, ask, given)
+
+
+def _as_url(jump: str) -> str:
+    return jump if "://" in jump else f"ssh://{jump}"
+
+
+def _open(
+    route: Route, via: fabric.Connection | str | None, patience: int, ask: AskSecret, given: dict[str, Any]
+) -> fabric.Connection:
+    known = openssh.known_keys(route)
+    seconds = route.patience or patience
+    arguments: dict[str, Any] = {
+        "transport_factory": _Transports(route, known),
+        "banner_timeout": seconds,
+        "auth_timeout": max(seconds, 30),
+        "compress": route.compress,
+        **given,
+    }
+    if not given.keys() & {"pkey", "key_filename", "password", "auth_strategy"}:
+        arguments["auth_strategy"] = _Keys(route, ask)
+    connection = fabric.Connection(
+        route.host,
+        user=route.user,
+        port=route.port,
+        gateway=via,
+        config=fabric.Config(ssh_config=paramiko.SSHConfig()),
+        connect_timeout=seconds,
+        connect_kwargs=arguments,
+    )
+    connection.client.set_missing_host_key_policy(_OnlyKnown(route, known))
+    with _explained(route):
+        connection.open()
+    return connection
+
+
+@contextmanager
+def _explained(route: Route) -> Iterator[None]:
+    try:
+        with signals.waiting():
+            yield
+    except TaskError:
+        raise
+    except paramiko.AuthenticationException:
+        raise Unreachable(
+            f"{route} lets {route.user} in with none of the keys at hand.",
+            hint=f"ssh {route.name} must work without a password (ssh-add, ssh-copy-id)",
+        ) from None
+    except socket.gaierror:
+        raise Unreachable(f"The name of {route} is unknown.", hint=f"ssh {route.name} must work first") from None
+    except paramiko.ssh_exception.NoValidConnectionsError:
+        raise Unreachable(f"Nobody listens at {route}.", hint=f"ssh {route.name} must work first") from None
+    except TimeoutError:
+        raise Unreachable(
+            f"{route} does not answer.", hint="INVOKE_DB_CONNECT_TIMEOUT waits for more seconds"
+        ) from None
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        why = str(error) or "the other end hung up"
+        raise Unreachable(f"{route} cannot be reached: {why}.", hint=f"ssh {route.name} must work first") from None
+
+
+class _Transports:
+    """Makes transports that ask for a host key we know, and for a cipher that is quick."""
+
+    def __init__(self, route: Route, known: KnownKeys) -> None:
+        self._route = route
+        self._known = known
+
+    def __call__(self, sock: Any, **options: Any) -> paramiko.Transport:
+        transport = paramiko.Transport(sock, **options)
+        wanted = transport.get_security_options()
+        known = {kind for kind, _ in self._known.good}
+        kinds = [k for k in wanted.key_types if k in known or (k in _RSA and "ssh-rsa" in known)]
+        wanted.key_types = (*kinds, *(k for k in wanted.key_types if k not in kinds))
+        allowed = [c for c in wanted.ciphers if c in self._route.ciphers] or list(wanted.ciphers)
+        wanted.ciphers = (*(c for c in _QUICK if c in allowed), *(c for c in allowed if c not in _QUICK))
+        return transport
+
+
+class _OnlyKnown(paramiko.MissingHostKeyPolicy):
+    """Lets no host in whose key OpenSSH does not know."""
+
+    def __init__(self, route: Route, known: KnownKeys) -> None:
+        self._route = route
+        self._known = known
+
+    def missing_host_key(self, client: Any, hostname: str, key: PKey) -> None:  # noqa: ARG002 - paramiko's
+        """Raise Unreachable unless *key* is one of those known."""
+        route, known = self._route, self._known
+        if key.get_base64() in known.revoked:
+            raise Unreachable(f"The host key of {route} is marked as revoked.", hint="ask whoever runs the host")
+        if (key.get_name(), key.get_base64()) in known.good:
+            return
+        if known.good:
+            raise Unreachable(
+                f"The host key of {route} is another than the known one: somebody may be in between.",
+                hint=f"ask whoever runs it; if it was changed: ssh-keygen -R '{route.known_as}', then ssh {route.name}",
+            )
+        raise Unreachable(
+            f"The host key of {route} is unknown ({key.get_name()} {key.fingerprint}).",
+            hint=f"ssh {route.name} once, and compare the fingerprint",
+        )
+
+
+class _Keys(AuthStrategy):
+    """The keys that OpenSSH would try, in its order: the agent's that are named, the agent's others, those on disk."""
+
+    def __init__(self, route: Route, ask: AskSecret) -> None:
+        super().__init__(ssh_config=paramiko.SSHConfig())
+        self._route = route
+        self._ask = ask
+
+    def get_sources(self) -> Iterator[AuthSource]:
+        """Yield what is to be tried."""
+        route = self._route
+        files = [path for path in route.identities if os.path.exists(path) or os.path.exists(f"{path}.pub")]
+        named = {public for path in files if (public := _public(path))}
+        held = _held(route.agent)
+        for key in held:
+            if key.get_base64() in named:
+                yield InMemoryPrivateKey(route.user, key)
+        for key in () if route.only else held:
+            if key.get_base64() not in named:
+                yield InMemoryPrivateKey(route.user, key)
+        in_agent = {key.get_base64() for key in held}
+        for path in files:
+            if os.path.exists(path) and _public(path) not in in_agent and (loaded := self._load(path)):
+                yield InMemoryPrivateKey(route.user, loaded)
+
+    def _load(self, path: str) -> PKey | None:
+        with suppress(Exception):
+            return PKey.from_path(path)
+        # What cannot be read without one may have a passphrase.
+        if self._ask:
+            with suppress(Exception):
+                return PKey.from_path(path, self._ask(f"Passphrase for {path}:").encode())
+        return None
+
+
+def _held(agent: str) -> list[PKey]:
+    if not agent:
+        return []
+    before = os.environ.get("SSH_AUTH_SOCK")
+    # The only way to tell paramiko which one.
+    os.environ["SSH_AUTH_SOCK"] = agent
+    try:
+        return list(Agent().get_keys())
+    except (paramiko.SSHException, OSError):
+        return []
+    finally:
+        if before is None:
+            del os.environ["SSH_AUTH_SOCK"]
+        else:
+            os.environ["SSH_AUTH_SOCK"] = before
+
+
+def _public(path: str) -> str:
+    """Return the public half of a key file where it lies beside it."""
+    with suppress(OSError, IndexError, UnicodeDecodeError), open(f"{path}.pub", encoding="ascii") as file:
+        return file.read().split()[1]
+    return ""

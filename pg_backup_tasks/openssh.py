@@ -1,0 +1,148 @@
+"""What OpenSSH's own configuration says of a host, asked of OpenSSH itself, and which host keys it knows."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import Failed, Refused
+
+_NONE = frozenset({"", "none"})
+_SOON = 10
+_TOKEN = re.compile(r"%([%dhnpru])")
+
+
+@dataclass(frozen=True)
+class Route:
+    """How to reach a host: *jumps* are the hosts in between, *known_as* its name in *known_hosts*.
+
+    *agent* is the socket of the agent to ask, empty for none; *only* lets no key of it in but those of *identities*.
+    """
+
+    name: str
+    host: str
+    port: int
+    user: str
+    identities: tuple[str, ...]
+    only: bool
+    agent: str
+    jumps: tuple[str, ...]
+    proxy: str
+    known_as: str
+    known_hosts: tuple[str, ...]
+    ciphers: tuple[str, ...]
+    compress: bool
+    patience: int
+
+    def __str__(self) -> str:
+        place = f"{self.host}:{self.port}"
+        return self.name if self.name in (self.host, place) else f"{self.name} ({place})"
+
+
+@dataclass(frozen=True)
+class KnownKeys:
+    """The host keys that are known under one name, and those that are revoked: (type, base64) each."""
+
+    good: frozenset[tuple[str, str]]
+    revoked: frozenset[str]
+
+
+def route(name: str, config: str = "") -> Route:
+    """Return how OpenSSH would reach *name*: an alias, a host, `user@host` or an `ssh://` URL.
+
+    *config* is read in the place of `~/.ssh/config`. Raises Refused for what is no name of a host.
+    Source: ssh(1), `-G`; ssh_config(5).
+    """
+    if not name or name.startswith("-") or re.search(r"[\s\x00-\x1f\x7f]", name):
+        raise Refused(f"{name!r} is no host.", hint="--host NAME, as in `ssh NAME`")
+    said: dict[str, list[str]] = {}
+    for line in _ask("ssh", *(("-F", config) if config else ()), "-G", "--", name).splitlines():
+        key, _, value = line.partition(" ")
+        said.setdefault(key.lower(), []).append(value)
+
+    def one(key: str) -> str:
+        return said.get(key, [""])[0]
+
+    host, port, user = one("hostname"), one("port"), one("user")
+    tokens = {"%": "%", "d": str(_home()), "h": host, "n": name, "p": port, "r": user, "u": getpass.getuser()}
+    known_as = one("hostkeyalias")
+    return Route(
+        name=name,
+        host=host,
+        port=int(port),
+        user=user,
+        identities=tuple(_path(each, tokens) for each in said.get("identityfile", []) if each not in _NONE),
+        only=one("identitiesonly") == "yes",
+        agent=_agent(one("identityagent"), tokens),
+        jumps=tuple(filter(None, one("proxyjump").split(","))) if one("proxyjump") not in _NONE else (),
+        proxy="" if one("proxycommand") in _NONE else one("proxycommand"),
+        known_as=known_as if known_as not in _NONE else host if port == "22" else f"[{host}]:{port}",
+        known_hosts=tuple(
+            _path(each, tokens)
+            for key in ("userknownhostsfile", "globalknownhostsfile")
+            for each in _files(one(key))
+            if each not in _NONE
+        ),
+        ciphers=tuple(one("ciphers").split(",")),
+        compress=one("compression") == "yes",
+        patience=int(one("connecttimeout")) if one("connecttimeout").isdecimal() else 0,
+    )
+
+
+def known_keys(route: Route) -> KnownKeys:
+    """Return the host keys that OpenSSH knows for a host, hashed names and patterns included."""
+    good, revoked = set(), set()
+    for file in filter(os.path.isfile, route.known_hosts):
+        found = _ask("ssh-keygen", "-F", route.known_as, "-f", file, good=(0, 1))
+        for line in found.splitlines():
+            words = line.split()
+            if not words or line.startswith("#"):
+                continue
+            if words[0] == "@revoked" and len(words) > 3:
+                revoked.add(words[3])
+            elif not words[0].startswith("@") and len(words) > 2:
+                good.add((words[1], words[2]))
+    return KnownKeys(frozenset(good), frozenset(revoked))
+
+
+def _ask(program: str, *arguments: str, good: Sequence[int] = (0,)) -> str:
+    try:
+        done = subprocess.run(
+            (program, *arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SOON, check=False
+        )
+    except FileNotFoundError:
+        raise Refused(
+            f"There is no `{program}` on this machine, which knows how to reach the host.",
+            hint="install OpenSSH's client (apt install openssh-client)",
+        ) from None
+    if done.returncode not in good:
+        said = done.stderr.strip().splitlines()
+        raise Failed(f"{program} cannot say how to reach the host: {said[-1] if said else 'it failed'}.")
+    return done.stdout
+
+
+def _home() -> Path:
+    # ~ is to OpenSSH what the password file says, whatever HOME is.
+    return Path(f"~{getpass.getuser()}").expanduser()
+
+
+def _path(text: str, tokens: dict[str, str]) -> str:
+    path = _TOKEN.sub(lambda match: tokens[match[1]], text.strip('"'))
+    return str(_home() / path.removeprefix("~/")) if path.startswith("~/") else path
+
+
+def _files(text: str) -> list[str]:
+    return [text] if os.path.isfile(text.strip('"')) else text.split()
+
+
+def _agent(said: str, tokens: dict[str, str]) -> str:
+    if said in ("", "SSH_AUTH_SOCK"):
+        return os.environ.get("SSH_AUTH_SOCK", "")
+    if said == "none":
+        return ""
+    return os.environ.get(said[1:], "") if said.startswith("$") else _path(said, tokens)

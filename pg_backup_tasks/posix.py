@@ -1,0 +1,240 @@
+"""The POSIX shell texts that do on any machine what bulk.py does on this one, with nothing of ours installed there.
+
+They come with their arguments over standard input, so that a process list shows neither: see script(). The texts of
+shell.py go the same way.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+# What begins every far command: reads a script of so many bytes and runs it, unless the line was cut within it.
+# Read byte by byte, because what comes after it is for the command.
+_BOOT = 'exec sh -c \'s=$(dd bs=1 count=%d 2>/dev/null); case $s in *"#whole") eval "$s" ;; *) exit 125 ;; esac\''
+_WHOLE = "#whole"
+# What would turn libpq, a dump or an error message aside.
+_SCRUB = r"""
+for name in $(env | sed -n -e 's/^\(PG[A-Za-z0-9_]*\)=.*/\1/p' -e 's/^\(PSQL[A-Za-z0-9_]*\)=.*/\1/p' \
+  -e 's/^\(LC_[A-Za-z]*\)=.*/\1/p' -e 's/^\(LANG[A-Z]*\)=.*/\1/p'); do unset "$name"; done
+export LC_ALL=C
+"""
+# When the keeper is gone, so is everything that was begun under it: a line that was cut without a word (a firewall, a
+# laptop asleep) closes nobody's standard input.
+_TETHER = r"""
+(
+  while kill -0 %s; do sleep 1; done
+  trap '' TERM
+  kill -TERM 0
+  kill -CONT 0
+  sleep 3
+  kill -KILL 0
+) </dev/null >/dev/null 2>&1 &
+"""
+# Lives as long as it is told that we do, and says each time that it has heard. Five to ten seconds of silence end it.
+KEEPER = r"""
+exec 3<&0
+trap 'heard=1' USR1
+heard=1
+echo "$$"
+{
+  while IFS= read -r _; do kill -USR1 "$$"; echo; done
+  kill -KILL 0
+} <&3 &
+while [ "$heard" ]; do heard=; sleep 5; done
+kill -KILL 0
+"""
+
+# Anything may stand under the path: only a link is a claim, and `ln` would go into a folder.
+CLAIM = '[ -e "$1" ] || [ -L "$1" ] || ln -s -- "$2" "$1" || [ -L "$1" ] || exit 4; [ "$(readlink -- "$1")" = "$2" ]'
+CLAIMED = 'if [ -L "$1" ]; then readlink -- "$1"; elif [ -e "$1" ]; then echo; else exit 3; fi'
+# Kind, size, target and name of each, all ended by NUL; then what ls says of them, which has the sizes: a process for
+# each file would take its time. Only of a name in two lines can it not be read there.
+ENTRIES = r"""
+[ -e "$1" ] || exit 3
+cd -- "$1" || exit
+for name in * .[!.]* ..?*; do
+  size= target= kind=other
+  if [ -L "$name" ]; then kind=link target=$(readlink -- "$name"; echo .) target=${target%??}
+  elif [ -f "$name" ]; then
+    kind=file
+    case $name in *"
+"*) size=$(wc -c <"$name") ;; esac
+  elif [ ! -e "$name" ]; then continue
+  fi
+  printf '%s\0%s\0%s\0%s\0' "$kind" "$size" "$target" "$name"
+done
+unset TIME_STYLE
+ls -lnA
+"""
+# For each path a line with its size, or a dash for what is not there, and then its bytes.
+READ = r"""
+for path; do
+  if [ -e "$path" ]; then
+    size=$(wc -c <"$path") || exit
+    echo "$((size))"
+    dd if="$path" bs=65536 2>/dev/null || exit
+  else echo -
+  fi
+done
+"""
+# A line that dies ends the data as well: only what has come whole gets the name.
+WRITE = r"""
+umask 077
+new=${1%/*}/.${1##*/}.new
+rm -f -- "$new"
+head -c "$2" >"$new" && [ "$(wc -c <"$new")" -eq "$2" ] || { rm -f -- "$new"; exit 5; }
+{ sync -- "$new" 2>/dev/null || sync; } && mv -f -- "$new" "$1" || exit
+sync -- "${1%/*}" 2>/dev/null || sync
+"""
+# A file that goes away between two looks is one that is not there.
+SIZES = 'for path; do { wc -c <"$path"; } 2>/dev/null || echo 0; done'
+HEAD = 'dd bs=1 count=512 <"$1" 2>/dev/null'
+UNPACKED_HEAD = 'gzip -dc <"$1" 2>/dev/null | dd bs=1 count=512 2>/dev/null'
+# Whether all share a folder, POSIX lets only ls tell.
+MAKE_FOLDER = r"""
+mkdir -p -m 700 -- "$1" || exit
+case $(ls -ld -- "$1") in d????????[tT]*) ;; *) chmod 700 -- "$1" ;; esac
+"""
+FLUSH = r"""
+for path; do
+  [ -d "$path" ] || chmod 600 -- "$path" || exit
+  sync -- "$path" 2>/dev/null || sync || exit
+done
+"""
+FREE = r"""
+folder=$1
+until [ -e "$folder" ]; do folder=${folder%/*} folder=${folder:-/}; done
+df -Pk -- "$folder" | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9-]*% .*/\1/p'
+"""
+REMOVE = 'rm -f -- "$@"'
+REMOVE_TREE = 'rm -rf -- "$1" 2>/dev/null || :'
+# pg_restore goes round for ever where a tar ends within a member; a whole one ends with zeros.
+ENDS_AS_TAR = '[ "$(tail -c 1024 <"$1" | tr -d "\\000" | wc -c)" -eq 0 ]'
+DIGEST = r"""
+size=$(wc -c <"$1") || exit
+if command -v openssl >/dev/null; then sum=$(openssl dgst -sha256 -r <"$1")
+elif command -v sha256sum >/dev/null; then sum=$(sha256sum <"$1")
+else sum=$(shasum -a 256 <"$1")
+fi || exit
+printf '%s %s\n' "$((size))" "${sum%% *}"
+"""
+# Whether a plain dump goes on in a database of its own choice, as `pg_dump --create` leaves it.
+CONNECTS = '{ if [ "$2" ]; then gzip -dc <"$1"; else cat <"$1"; fi; } 2>/dev/null | grep -q \'^\\\\connect \''
+
+# Prints, for each table of a plain dump: its rows, how many lines its COPY has, and these; then whether the dump is
+# whole. Rows are what stands between a COPY under pg_dump's heading for data and the line that no row can be.
+COUNT = r"""
+copying && $0 != "\\." { rows++; next }
+copying { print rows, lines; print copy; copying = lines = data = 0; next }
+data && (lines || /^COPY /) {
+  copy = lines++ ? copy "\n" $0 : $0
+  if (/ FROM stdin;$/) { copying = 1; rows = 0 }
+  next
+}
+/^-- Data for Name: .*; Type: TABLE DATA; Schema: / { data = 1; next }
+/^-- PostgreSQL database dump complete$/ { whole = 1; next }
+!/^(--)?$/ && $1 != "\\unrestrict" { whole = data = 0 }
+END { print (whole ? "whole" : "torn") }
+"""
+# Passes a plain dump on, less what its psql would not take; fails unless it was whole and nobody cried for help.
+EDIT = r"""
+BEGIN { count = split(skip, names, " "); while (count) unknown[names[count--]] = 1 }
+copying { print; copying = $0 != "\\."; next }
+$0 == "\\!torn" { whole = 0; exit }
+/^-- (Data for )?Name: .*; Type: .*; Schema: / { kind = $0; sub(/.*; Type: /, "", kind); sub(/; Schema: .*/, "", kind) }
+/^SET / && !kind && ($2 in unknown) { next }
+$1 == "\\restrict" && !kind { key = $2; if (restrict) next }
+$1 == "\\unrestrict" && $2 == key && restrict { next }
+kind == "BLOBS" && /^(BEGIN|COMMIT);$/ { next }
+{ print }
+kind == "TABLE DATA" && / FROM stdin;$/ { copying = 1 }
+/^-- PostgreSQL database dump complete$/ { whole = 1; next }
+!/^(--)?$/ && $1 != "\\unrestrict" { whole = 0 }
+END { exit !whole }
+"""
+# Without pipefail each part of a pipeline says its own code, on a way of its own. What comes last in the pipe comes
+# first in what is said: it is what makes the others fail.
+# An archive that is still being written is followed until its reader has seen the end of it.
+# Arguments: the file for SQL and for packed SQL (or nothing), COUNT, whether to follow, the archive, what prints it.
+DERIVE = r"""
+umask 077
+plain=${1:-/dev/null} packed=$2 count=$3 follow=$4 archive=$5 pipe=/dev/null gzip=0 follower=; shift 5
+if [ -n "$packed" ]; then
+  pipe=$packed.pipe
+  mkfifo -- "$pipe" || exit
+  if command -v pigz >/dev/null; then pack=pigz; else pack=gzip; fi
+  "$pack" -1 <"$pipe" >"$packed" &
+  packer=$!
+fi
+source=$archive
+if [ "$follow" ]; then
+  until [ -e "$archive" ]; do sleep 0.1 2>/dev/null || sleep 1; done
+  source=$archive.pipe
+  mkfifo -- "$source" || exit
+  tail -c +1 -f -- "$archive" >"$source" 2>/dev/null &
+  follower=$!
+fi
+exec 4>&1
+codes=$({
+  { "$@" <"$source"; echo "reader $?" >&3; } |
+  { tee -- "$plain" "$pipe"; echo "tee $?" >&3; } |
+  { awk "$count" >&4; echo "awk $?" >&3; }
+} 3>&1)
+if [ "$follower" ]; then
+  kill "$follower"
+  rm -f -- "$source"
+fi
+if [ -n "$packed" ]; then
+  wait "$packer"
+  gzip=$?
+  rm -f -- "$pipe"
+fi
+printf '%s\n' "gzip $gzip" "$codes"
+"""
+# Standard input holds what goes first and what goes last; dd takes not a byte too much of it.
+# Arguments: how many bytes these are, EDIT and its two settings, the file, how many words the reader has, these,
+# psql.
+LOAD = r"""
+before=$1 after=$2 pass=$3 skip=$4 restrict=$5 path=$6; shift 6
+exec 5<&0
+words() { dd bs=1 count="$1" <&5 2>/dev/null; }
+reader() {
+  left=$1 all=$(($# - 1)); shift
+  for word; do [ "$left" -gt 0 ] || break; set -- "$@" "$word"; left=$((left - 1)); done
+  shift "$all"
+  "$@"
+}
+psql() { shift "$1"; shift; "$@"; }
+{
+  {
+    words "$before"
+    { reader "$@" <"$path" || { echo "reader $?" >&3; printf '\n\\!torn\n'; }; } |
+      if awk -v skip="$skip" -v restrict="$restrict" "$pass"; then words "$after"; else echo "dump torn" >&3; fi
+  } | { psql "$@"; echo "psql $?" >&3; }
+} 3>&1
+"""
+# The SQL itself comes over standard input, up to a line that says that this was all of it.
+# Arguments: that line, psql.
+STREAM = r"""
+end=$1; shift
+exec 5<&0
+{
+  { awk -v end="$end" '$0 == end { whole = 1; exit } { print } END { exit !whole }' <&5 || kill -KILL 0; } |
+  { "$@"; echo "psql $?" >&3; }
+} 3>&1
+"""
+
+
+def boot(length: int) -> str:
+    """Return the command line, the same for every login shell, that runs a script of so many bytes."""
+    return _BOOT % length
+
+
+def script(text: str, words: Sequence[str], env: Sequence[tuple[str, str]], keeper: str | None) -> bytes:
+    """Return the script that runs *text* with *words* as its arguments; with a *keeper*, no longer than that lives."""
+    parts = [_SCRUB, *(f"export {name}={shlex.quote(value)}" for name, value in env)]
+    if keeper:
+        parts.append(_TETHER % keeper)
+    parts += [f"set -- {shlex.join(words)}", text, _WHOLE]
+    return "\n".join(parts).encode("utf-8", "surrogateescape")
