@@ -12,13 +12,19 @@ from .errors import Refused
 class Consent:
     """What was said beforehand, and whether there is a terminal to ask in.
 
-    *confirm* is the database's name where it was given, *protected* are those that ask for it.
+    *confirm* is the database's name where it was given, *protected* are those that ask for it, *host* is the host all
+    of whose databases do.
     """
 
     force: bool = False
     confirm: str = ""
     interactive: bool = False
     protected: tuple[str, ...] = ()
+    host: str = ""
+
+    def protects(self, database: str) -> bool:
+        """Whether its name must be said before it is changed."""
+        return bool(self.host) or database in self.protected
 
     def check(self, database: str) -> None:
         """Raise Refused where it is clear already that nobody says yes to changing *database*."""
@@ -26,10 +32,11 @@ class Consent:
             raise Refused(f"--confirm names {self.confirm}, but the database is {database}.")
         if self.confirm:
             return
-        if database in self.protected:
+        if self.protects(database):
             if self.force or not self.interactive:
                 raise Refused(
-                    f"{database} is protected: whoever changes it must say its name.", hint=f"--confirm {database}"
+                    f"{self._named(database)} is protected: whoever changes it must say its name.",
+                    hint=f"--confirm {database}",
                 )
         elif not self.force and not self.interactive:
             raise Refused(
@@ -40,8 +47,11 @@ class Consent:
         """Return once somebody has said yes. Raises Refused where the answer is anything else."""
         if self.confirm:
             return
-        if database in self.protected:
-            if report.ask(f"{database} is protected. {question} Type its name to go on:") != database:
+        if self.protects(database):
+            if report.ask(f"{self._named(database)} is protected. {question} Type its name to go on:") != database:
                 raise Refused("Nothing was changed.")
         elif not self.force and not report.confirm(question):
             raise Refused("Nothing was changed.")
+
+    def _named(self, database: str) -> str:
+        return f"{database} on {self.host}" if self.host else database

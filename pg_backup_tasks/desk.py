@@ -85,9 +85,11 @@ class Desk:
     @cached_property
     def choice(self) -> Choice:
         """The database to work on, found anew by every run and told to the user."""
+        name = self.settings.env_file
+        place = f"{name} on {self.machine.name}" if self.machine.name else name
         choice = environment.choose(
-            environment.read_env_file(self._env_file(), self.settings.env_file),
-            self.settings.env_file,
+            environment.read_env_file(self._env_file(), place),
+            place,
             self.environ,
             source=self.settings.source,
             allow_pooler=self.settings.allow_pooler,

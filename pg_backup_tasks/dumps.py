@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 from . import postgres, signals
@@ -101,13 +102,16 @@ class Dumps:
             pending.add(self.derived)
         paths = {f.extension: self._path(f) for f in self.formats}
         sizes = {f.extension: size for f, size in expected.items()}
+        looked = 0.0
         with self.desk.report.gauge("Dumping", sizes) as gauge:
             while pending and not any(job.poll() for job in self.jobs.values()):
                 done, pending = wait(pending, _LOOK, FIRST_EXCEPTION)
                 if any(f.exception() for f in done):
                     return
                 signals.check()
-                gauge.update(dict(zip(paths, self.desk.machine.sizes([*paths.values()]), strict=True)))
+                if (now := monotonic()) - looked >= self.desk.machine.glance:
+                    looked = now
+                    gauge.update(dict(zip(paths, self.desk.machine.sizes([*paths.values()]), strict=True)))
 
     def _results(self) -> tuple[dict[Format, Digest], dict[str, int]]:
         for format_, job in self.jobs.items():

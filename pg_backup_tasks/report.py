@@ -7,6 +7,7 @@ import json
 import logging
 import logging.handlers
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,7 @@ _LOG_BYTES = 1 << 20
 _LOGS_KEPT = 5
 _LINE_EVERY = 30.0
 _SHORTEST_SECRET = 4
+_ADVICE = re.compile(r"\binv (db\.[a-z-]+)")
 
 
 class Report:
@@ -49,6 +51,7 @@ class Report:
         self._quiet = quiet
         self._log = _open_log(log) if log else None
         self._secrets: list[str] = []
+        self._host = ""
         if isinstance(sys.stdout, io.TextIOWrapper):
             # As standard error does: a name that the terminal's encoding lacks is no reason to fail.
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -58,10 +61,14 @@ class Report:
         if len(secret) >= _SHORTEST_SECRET:
             self._secrets += [secret, quote(secret, safe="")]
 
+    def speak_of(self, host: str) -> None:
+        """From now on the talk is of another machine: what there is to try is to be tried there."""
+        self._host = host
+
     def _clean(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text
+        return _ADVICE.sub(rf"inv \1 --host {self._host}", text) if self._host else text
 
     # On the way
 
@@ -95,6 +102,13 @@ class Report:
         with signals.waiting():
             return sys.stdin.readline().strip()
 
+    def ask_secret(self, question: str) -> str:
+        """Ask for what nobody may read."""
+        from getpass import getpass
+
+        with signals.waiting():
+            return getpass(f"{question} ", _stderr())
+
     def confirm(self, question: str) -> bool:
         return self.ask(f"{question} [y/N]").lower() in ("y", "yes")
 
@@ -122,6 +136,24 @@ class Report:
         self.say(plan)
         if self._as_json:
             self.document({"dry_run": True, "plan": self._clean(plan)})
+
+    def flush(self) -> None:
+        """Leave nothing unwritten."""
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+
+    def relay(self, host: str, line: str) -> None:
+        """Pass on what a task says that is at work on one of several hosts."""
+        print(f"{host}: {line}", file=_stderr(), flush=True)
+
+    def several(self, printed: Mapping[str, str]) -> None:
+        """Show what the tasks on several hosts have printed."""
+        if self._as_json:
+            self.document({host: json.loads(text) if text.strip() else None for host, text in printed.items()})
+            return
+        for host, text in printed.items():
+            for line in text.splitlines():
+                print(f"{host}: {line}")
 
     def error(self, error: TaskError) -> None:
         """Print what ended the run."""
@@ -166,7 +198,7 @@ class Report:
         if backups:
             _print(_shelf(backups, now), sys.stdout)
         else:
-            print(f"No backups in {folder} yet. inv db.backup takes one.")
+            print(self._clean(f"No backups in {folder} yet. inv db.backup takes one."))
         for change in aside:
             age = short_age((now - datetime.fromisoformat(change.at)).total_seconds())
             where = change.host or "a local socket"
@@ -216,7 +248,7 @@ class Report:
                 proof = "structure only, no rows"
             print(f"Restored {result.backup} into {result.database} in {duration(result.seconds)}; {proof}.")
             if result.undo:
-                print("inv db.undo puts it back as it was.")
+                print(self._clean("inv db.undo puts it back as it was."))
 
     def undone(self, result: Result) -> None:
         """Show what an undo did."""
@@ -225,7 +257,7 @@ class Report:
             self._changed(result)
         else:
             again = "; inv db.undo once more is a redo" if result.undo else ""
-            print(f"{result.database} is as it was before, in {duration(result.seconds)}{again}.")
+            print(self._clean(f"{result.database} is as it was before, in {duration(result.seconds)}{again}."))
 
     def _changed(self, result: Result) -> None:
         self.document({key: getattr(result, key) for key in ("backup", "database", "mode", "how", "seconds")})

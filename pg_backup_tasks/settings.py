@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from .errors import Refused
 
+# Invoke's, and Fabric's for `fab`.
 PREFIX = "INVOKE_DB_"
+FABRICS = "FABRIC_DB_"
 _LEAST = {"jobs": 1}
 
 
@@ -33,6 +35,8 @@ class Settings:
     protected: tuple[str, ...] = ()
     aside_hours: int = 24
     retention: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    ssh_config: str = ""
     log: str = "backups/pg_backup_tasks.log"
 
     def under_root(self, path: str) -> str:
@@ -42,6 +46,10 @@ class Settings:
 
 FIELDS = {f.name: f for f in fields(Settings)}
 _TYPES = typing.get_type_hints(Settings)
+# What can be said of a host beside how to reach it, because it may be another there.
+OF_A_HOST = (
+    "backups", "env_file", "allow_pooler", "pg_bin", "lock_timeout", "jobs", "in_place", "aside_hours",
+)  # fmt: skip
 _TABLES = [name for name, kind in _TYPES.items() if kind == Mapping[str, Mapping[str, Any]]]
 
 
@@ -52,19 +60,20 @@ def config(**overrides: Any) -> dict[str, dict[str, Any]]:
     would pass over the one and die on the other.
     """
     _check(overrides, "db.config()")
-    from_environment(os.environ)
+    for prefix in (PREFIX, FABRICS):
+        from_environment(os.environ, prefix)
     # None is what Invoke takes any environment string for as it is; the defaults are in Settings.
     # Tables are merged with what is set later, so that they have to be some from the start.
     return {"db": dict.fromkeys(FIELDS) | {name: {} for name in _TABLES} | overrides}
 
 
-def load(tree: Mapping[str, Any], environ: Mapping[str, str], cwd: Path) -> Settings:
-    """Return the settings from Invoke's merged `db` tree and `INVOKE_DB_*`, the root found from *cwd*.
+def load(tree: Mapping[str, Any], environ: Mapping[str, str], cwd: Path, prefix: str = PREFIX) -> Settings:
+    """Return the settings from Invoke's merged `db` tree and `INVOKE_DB_*` (or *prefix*), the root found from *cwd*.
 
     Raises Refused for an unknown name or a value of the wrong kind.
     """
     given = {key: value for key, value in tree.items() if value is not None}
-    ours = from_environment(environ)
+    ours = from_environment(environ, prefix)
     # Invoke casts "false" to True; the string itself is read instead.
     values = _check({k: v for k, v in given.items() if k not in ours}, "the db settings") | ours
     settings = Settings(**values)
@@ -72,15 +81,15 @@ def load(tree: Mapping[str, Any], environ: Mapping[str, str], cwd: Path) -> Sett
     return Settings(**values | {"root": str(root.resolve())})
 
 
-def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings that `INVOKE_DB_*` gives, as values of their kinds."""
+def from_environment(environ: Mapping[str, str], prefix: str = PREFIX) -> dict[str, Any]:
+    """Return the settings that `INVOKE_DB_*` (or *prefix*) gives, as values of their kinds."""
     found = {}
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX):
+        if not variable.startswith(prefix):
             continue
-        name = variable.removeprefix(PREFIX).lower()
+        name = variable.removeprefix(prefix).lower()
         if name not in FIELDS:
-            raise _unknown(variable, [PREFIX + f.upper() for f in FIELDS], "the environment")
+            raise _unknown(variable, [prefix + f.upper() for f in FIELDS], "the environment")
         found[name] = _convert(name, text, variable)
     return found
 
@@ -114,6 +123,8 @@ def _convert(name: str, value: Any, shown: str) -> Any:
         from .retention import policies
 
         policies(converted)
+    if name == "hosts":
+        return {host: _host(host, entry) for host, entry in converted.items()}
     least = _LEAST.get(name, 0)
     if isinstance(converted, int) and not isinstance(converted, bool) and converted < least:
         raise Refused(
@@ -121,6 +132,22 @@ def _convert(name: str, value: Any, shown: str) -> Any:
             hint=f"leave it out for its default, {FIELDS[name].default!r}",
         )
     return converted
+
+
+def _host(host: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the setting `hosts` says of one of them, each value of its kind."""
+    kinds = {"ssh": str, "project": str, "protected": bool, **{name: _TYPES[name] for name in OF_A_HOST}}
+    found = {}
+    for key, value in entry.items():
+        if key not in kinds:
+            raise _unknown(key, list(kinds), f"the hosts setting, under {host}")
+        if key in OF_A_HOST:
+            found[key] = _convert(key, value, f"{key} of the host {host}")
+        elif (converted := _as_kind(kinds[key], value)) is None:
+            raise Refused(f"The setting {key} of the host {host} must be {_describe(kinds[key])}.")
+        else:
+            found[key] = converted
+    return found
 
 
 def _as_kind(kind: Any, value: Any) -> Any:

@@ -93,7 +93,13 @@ class Store:
             parsed = split_file(entry.name) if entry.is_file else None
             if parsed and (type_ is None or parsed[0].type == type_):
                 groups.setdefault(parsed[0], {})[parsed[1]] = entry
-        return [self._backup(name, groups[name]) for name in sorted(groups, reverse=True)]
+        names = sorted(groups, reverse=True)
+        with_info = [name for name in names if INFO in groups[name]]
+        raw = dict(zip(with_info, self._infos(with_info), strict=True))
+        return [self._backup(name, groups[name], raw.get(name)) for name in names]
+
+    def _infos(self, names: list[BackupName]) -> list[bytes | None]:
+        return self.machine.read_all([f"{self.folder}/{name}{INFO}" for name in names])
 
     def find(self, word: str, cwd: str, pick: Callable[[list[Backup]], Backup]) -> Backup:
         """Return the backup that BACKUP means: a path, a name, `latest`, `latest:TYPE` or `pick`.
@@ -159,7 +165,8 @@ class Store:
         name, extension = parsed
         files = {ext: entries.get(f"{name}{ext}") for ext in _extensions()}
         ours = {ext: file for ext, file in files.items() if file and file.is_file}
-        return self._backup(name, ours, folder, _format(extension))
+        raw = self.machine.read(f"{folder}/{name}{INFO}") if INFO in ours else None
+        return self._backup(name, ours, raw, folder, _format(extension))
 
     def _foreign(self, folder: str, entry: Entry) -> Backup:
         format_ = self.machine.sniff(f"{folder}/{entry.name}")
@@ -171,14 +178,13 @@ class Store:
         self,
         name: BackupName,
         files: dict[str, Entry],
+        raw: bytes | None,
         folder: str | None = None,
         chosen: Format | None = None,
     ) -> Backup:
-        folder = folder or self.folder
-        raw = self.machine.read(f"{folder}/{name}{INFO}") if INFO in files else None
         return Backup(
             name=str(name),
-            folder=folder,
+            folder=folder or self.folder,
             type=name.type,
             created_at=name.at,
             sizes={f: files[f.extension].bytes for f in Format if f.extension in files},

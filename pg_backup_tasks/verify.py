@@ -212,10 +212,11 @@ def _embedded(desk: Desk, stack: ExitStack, why: str) -> Connection:
     from . import url
     from .embedded import EmbeddedServer, find_bin
 
-    if find_bin() is None:
+    if desk.machine.name or find_bin() is None:
         raise Failed(
-            f"{why} There is no server to try the restore on.",
-            hint="let the user create databases, or install pg-backup-tasks[embedded]",
+            f"{why} There is no other server to try the restore on.",
+            hint="let the user create databases"
+            + ("" if desk.machine.name else ", or install pg-backup-tasks[embedded]"),
         )
     desk.report.say(f"{why} Trying the restore on a server of our own.")
     with signals.waiting():

@@ -159,7 +159,7 @@ def test_config_is_the_whole_tree() -> None:
     # `ns.configure` on a parent replaces the child's whole `db`, so it must never be a part of one.
     tree = config(lock_timeout=5)
     assert list(tree) == ["db"]
-    assert tree["db"] == dict.fromkeys(FIELDS) | {"retention": {}, "lock_timeout": 5}
+    assert tree["db"] == dict.fromkeys(FIELDS) | {"retention": {}, "hosts": {}, "lock_timeout": 5}
 
 
 def test_what_goes_over_what() -> None:

@@ -182,8 +182,8 @@ class Memory:
     def entries(self, folder: str) -> list[Entry]:
         return [Entry(name, 1) for name in self._files]
 
-    def read(self, path: str) -> bytes:
-        return b"an old script's"
+    def read_all(self, paths: list[str]) -> list[bytes]:
+        return [b"an old script's" for _ in paths]
 
 
 stamps = st.datetimes(datetime(2000, 1, 1), datetime(2099, 12, 31)).map(  # noqa: DTZ001

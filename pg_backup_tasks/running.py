@@ -1,0 +1,272 @@
+"""What every task's run has in common: settings read, hosts reached, signals caught, troubles told in a sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from invoke.config import AmbiguousMergeError, Config
+from invoke.context import Context
+from invoke.exceptions import Exit
+
+from . import settings as settings_
+from .errors import Failed, Refused, TaskError
+
+if TYPE_CHECKING:
+    from .consent import Consent
+    from .desk import Desk
+    from .hosts import Host
+    from .machine import Machine
+    from .report import Report
+    from .settings import Settings
+    from .store import Backup
+    from .there import There
+
+R = TypeVar("R")
+
+
+def config(**overrides: Any) -> dict[str, dict[str, Any]]:
+    """Return the whole `db` tree for `Collection.configure`, with *overrides* in it.
+
+    Whatever is wrong with them, with an `INVOKE_DB_*` or with the `invoke.yaml` beside the file that calls this ends
+    `inv` with a sentence.
+    """
+    folder = Path(sys._getframe(1).f_code.co_filename).parent
+    with told():
+        tree = settings_.config(**overrides)
+        _refuse_broken_file(tree, folder)
+    return tree
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    # No task has begun, so it is Invoke that would tell it: without what to try, and never as JSON.
+    try:
+        yield
+    except TaskError as error:
+        from .report import Report
+
+        Report(as_json="--json" in sys.argv[1:]).error(error)
+        raise Exit(code=error.code) from None
+
+
+def _refuse_broken_file(tree: dict[str, Any], folder: Path) -> None:
+    # Invoke reads its file right after it has imported tasks.py, and has nothing but a traceback for what it cannot
+    # read there: what is about to happen is tried here, where it can still be told.
+    if (folder / "__init__.py").exists():
+        folder = folder.parent
+    config = Config(defaults=Config.global_defaults() | tree, project_location=folder, lazy=True)
+    try:
+        config.load_project()
+    except Exception as error:  # noqa: BLE001 - YAML's, JSON's, the disk's or Invoke's own
+        names = [folder / f"invoke.{kind}" for kind in ("yaml", "yml", "json", "py")]
+        raise _broken_file(str(next(filter(Path.exists, names), folder)), error) from None
+
+
+def _broken_file(path: str, error: Exception) -> Refused:
+    if isinstance(error, AmbiguousMergeError | AttributeError):
+        return Refused(
+            f"{path} has one value, or none, where settings by name belong, or many where one belongs.",
+            hint="under db:, one `setting: value` a line; without any, leave db: out",
+        )
+    mark = getattr(error, "problem_mark", None)
+    return Refused(
+        f"{path}{f':{mark.line + 1}' if mark else ''} cannot be read.",
+        hint="mend it: under db:, one `setting: value` a line, in UTF-8",
+    )
+
+
+class Run:
+    """What a task's body needs of its run."""
+
+    def __init__(self, settings: Settings, report: Report, desk: Desk, protected: str, *, dry: bool) -> None:
+        self.settings = settings
+        self.report = report
+        self.desk = desk
+        self.dry = dry
+        self._protected = protected
+
+    def consent(self, force: bool, confirm: str) -> Consent:
+        """Return what was said beforehand, and whether there is a terminal to ask in."""
+        from .consent import Consent
+
+        return Consent(
+            force,
+            confirm,
+            interactive=sys.stdin.isatty(),
+            protected=self.settings.protected,
+            host=self._protected,
+        )
+
+    def find(self, word: str) -> Backup:
+        """Return the backup that BACKUP means."""
+        return self.desk.store.find(word, self.desk.cwd, self.report.pick)
+
+
+def each(c: Context, host: str, work: Callable[[Run], R], *, json: bool = False, quiet: bool = False) -> R | None:
+    """Do *work* here, or on the host, or on each of several side by side; return what it returned, if there is one.
+
+    Under `fab -H` it is done on Fabric's host. Whatever goes wrong ends the task with a sentence and its exit code.
+    """
+    # Whoever asks for a plan wants to read it, cron's silent task or not.
+    quiet = quiet and not c.config.run.dry
+    with _telling(c, json=json, quiet=quiet) as (settings, report):
+        hosts = _hosts(c, host)
+        if hosts and c.config.run.dry:
+            _plan_far(settings, report, hosts)
+            return None
+        if len(hosts) > 1:
+            _side_by_side(c, report, hosts, work, json=json, quiet=quiet)
+            return None
+        return _at(c, settings, report, hosts[0] if hosts else "", work)
+
+
+@contextmanager
+def _telling(c: Context, *, json: bool, quiet: bool) -> Iterator[tuple[Settings, Report]]:
+    """Read the settings, catch signals, and tell whatever goes wrong in a sentence."""
+    from .report import Report
+    from .signals import interruptible
+
+    report = Report(as_json=json, quiet=quiet)
+    try:
+        with interruptible():
+            _refuse_stray_words()
+            prefix = settings_.FABRICS if type(c.config).prefix == "fabric" else settings_.PREFIX
+            settings = settings_.load(c.config.get("db", {}), os.environ, Path.cwd(), prefix)
+            if not c.config.run.dry:
+                report = Report(as_json=json, quiet=quiet, log=settings.under_root(settings.log))
+            yield settings, report
+    except TaskError as error:
+        report.error(error)
+        raise Exit(code=error.code) from None
+    except Exit:
+        raise
+    except OSError as error:
+        report.error(Failed(_sentence(error)))
+        raise Exit(code=1) from None
+    except Exception as error:  # noqa: BLE001 - a traceback belongs into the log
+        import traceback
+
+        report.trouble(traceback.format_exc())
+        report.error(
+            Failed(
+                f"This is a bug in pg_backup_tasks ({type(error).__name__}).",
+                hint="send the end of the log, which has the details",
+            )
+        )
+        raise Exit(code=1) from None
+
+
+def _refuse_stray_words() -> None:
+    # Invoke drops all that follows a bare `--`, which could be the very option that makes a task safe.
+    if "--" in sys.argv[1:]:
+        raise Refused("A bare -- hides what follows it.", hint="the same command without --")
+
+
+def _sentence(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}."
+
+
+def _hosts(c: Context, host: str) -> list[str]:
+    """Return the hosts that are asked for, by --host or by Fabric's own -H; none for this machine."""
+    fabrics = getattr(c, "original_host", "")
+    if host and fabrics:
+        raise Refused("Fabric's -H and --host both name a host.", hint="one of them")
+    names = [name.strip() for name in host.split(",")] if host else []
+    if not all(names):
+        raise Refused(f"--host {host} names no host in one of its places.", hint="--host one,another")
+    return [fabrics] if fabrics else list(dict.fromkeys(names))
+
+
+def _plan_far(settings: Settings, report: Report, hosts: list[str]) -> None:
+    from . import hosts as hosts_
+
+    for name in hosts:
+        host = hosts_.find(settings, name)
+        where = f" in {host.project}" if host.project else ""
+        report.planned(f"Would do it on {name} (ssh {host.ssh}){where}, as if typed there; nothing was connected to.")
+
+
+def _at(c: Context, settings: Settings, report: Report, name: str, work: Callable[[Run], R]) -> R:
+    """Do *work* on one host, or here."""
+    dry = bool(c.config.run.dry)
+    if not name:
+        from .here import Here
+
+        desk = _desk(settings, report, Here(), str(Path.cwd()))
+        return work(Run(settings, report, desk, "", dry=dry))
+    from . import hosts as hosts_
+
+    host = hosts_.find(settings, name)
+    report.speak_of(name)
+    machine = _reach(c, settings, report, host)
+    try:
+        there = hosts_.settings_there(settings, host, machine)
+        desk = _desk(there, report, machine, there.root)
+        return work(Run(there, report, desk, name if host.protected else "", dry=dry))
+    finally:
+        machine.close()
+
+
+def _reach(c: Context, settings: Settings, report: Report, host: Host) -> There:
+    from . import hosts as hosts_
+
+    ask = report.ask_secret if sys.stdin.isatty() else None
+    return hosts_.connect(settings, host, ask, dict(getattr(c, "connect_kwargs", {})))
+
+
+def _desk(settings: Settings, report: Report, machine: Machine, cwd: str) -> Desk:
+    from . import signals
+    from .desk import Desk
+
+    return Desk(
+        settings=settings,
+        machine=machine,
+        report=report,
+        # What is set here says nothing of another machine's database.
+        environ={} if machine.name else os.environ,
+        cwd=cwd,
+        clock=lambda: datetime.now(UTC),
+        sleep=signals.sleep,
+        more_tools=list if machine.name else _wheels,
+    )
+
+
+def _wheels() -> list[str]:
+    from .embedded import wheel_bins
+
+    return [str(folder) for folder in wheel_bins()]
+
+
+def _side_by_side(
+    c: Context,
+    report: Report,
+    hosts: list[str],
+    work: Callable[[Run], R],
+    *,
+    json: bool,
+    quiet: bool,
+) -> None:
+    from . import beside
+
+    def one(name: str) -> int:
+        try:
+            with _telling(c, json=json, quiet=quiet) as (its, own):
+                _at(c, its, own, name, work)
+        except Exit as end:
+            return end.code
+        finally:
+            report.flush()
+        return 0
+
+    report.flush()
+    outcomes = beside.work(hosts, one, report.relay)
+    report.several({host: outcome.printed for host, outcome in outcomes.items()})
+    if code := beside.together(outcomes):
+        raise Exit(code=code)
