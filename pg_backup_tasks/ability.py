@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .definitions import unquoted
 from .info import DatabaseInfo
@@ -98,6 +98,11 @@ def missing_roles(items: Sequence[Item], role: Role) -> list[str]:
         if item.kind in ("ACL", "DEFAULT ACL"):
             named |= {unquoted(match["role"]) for match in _GRANTEE.finditer(item.definition)}
     return sorted(named - role.roles - _ALWAYS_THERE)
+
+
+def unowned(items: Sequence[Item]) -> tuple[Item, ...]:
+    """Return a dump's objects without whose they are and who may use them."""
+    return tuple(replace(item, owner="") for item in items if item.kind not in ("ACL", "DEFAULT ACL"))
 
 
 def missing_extensions(items: Sequence[Item], role: Role) -> list[str]:

@@ -7,7 +7,7 @@ import io
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from isal import isal_zlib
@@ -178,6 +178,18 @@ def chunks(stream: Readable, cancelled: threading.Event) -> Iterator[bytes]:
     while data := stream.read(CHUNK):
         _go_on(cancelled)
         yield data
+
+
+def keep(pieces: Iterable[bytes], path: str) -> Digest:
+    """Write *pieces* into a file; return its digest once it is on disk."""
+    file = Hashing(path)
+    try:
+        for piece in pieces:
+            file.write(piece)
+    except BaseException:
+        file.abandon()
+        raise
+    return file.close()
 
 
 def digest(path: str, cancelled: threading.Event) -> Digest:

@@ -17,6 +17,7 @@ from .running import Run, each, told
 if TYPE_CHECKING:
     from .cleanup import Shelf
     from .desk import Desk
+    from .fetch import Fetched
     from .info import Info
     from .model import Mode
     from .restore import Result
@@ -30,6 +31,7 @@ _WAIT = "seconds to wait for another run to finish (else exit 75 at once)"
 _FORCE = "answer yes beforehand (needed where there is no terminal)"
 _CONFIRM = "the database's name, for one that is protected; answers yes"
 _HOST = "do it on this host, over SSH; on several, side by side: one,another"
+_FROM = "the host it comes from"
 _TYPE = "what kind of backup: lower-case letters, digits and _"
 
 
@@ -321,7 +323,56 @@ def _judge(desk: Desk, found: list[Backup], restore: bool, seconds: float) -> li
     return [workflow.prove(desk, b, seconds) if restore else workflow.verify(desk, b) for b in found]
 
 
-ns = Collection("db", backup, backup_auto, backup_pre_migrate, restore, undo, cleanup, list_, verify)
+@task(auto_shortflags=False, help={"backup": _BACKUP, "host": _FROM, "wait": _WAIT, "json": _JSON})
+def fetch(c: Context, backup: str, host: str = "", wait: str = "0", json: bool = False) -> Fetched | None:
+    """Bring a host's backup home into backups/HOST, every byte compared."""
+
+    def work(run: Run) -> Fetched:
+        from . import fetch as workflow
+
+        run.need_host("db.fetch BACKUP")
+        fetched = workflow.fetch(run.desk, run.near, run.find(backup), _seconds(wait))
+        run.report.fetched(fetched)
+        return fetched
+
+    return each(c, host, work, json=json)
+
+
+@task(
+    auto_shortflags=False,
+    help={
+        "host": _FROM,
+        "fresh": "take a new backup there first, and pull that",
+        "force": _FORCE,
+        "confirm": _CONFIRM,
+        "wait": _WAIT,
+        "json": _JSON,
+    },
+)
+def pull(
+    c: Context,
+    host: str = "",
+    fresh: bool = False,
+    force: bool = False,
+    confirm: str = "",
+    wait: str = "0",
+    json: bool = False,
+) -> Result | None:
+    """Make the local database what a host's newest backup holds, under local ownership."""
+
+    def work(run: Run) -> Result:
+        from . import pull as workflow
+
+        run.need_host("db.pull")
+        order = workflow.Pull(fresh, _seconds(wait))
+        result = workflow.pull(run.desk, run.near, order, run.consent_here(force, confirm))
+        run.report.restored(result, counted=True)
+        return result
+
+    return each(c, host, work, json=json)
+
+
+ns = Collection("db", backup, backup_auto, backup_pre_migrate, restore, undo, cleanup, list_, verify, fetch, pull)
 with told():
     # The files beside our own code are nobody's settings.
     ns.configure(settings_.config())

@@ -33,6 +33,10 @@ class Gauge(Protocol):
 class Reporter(Protocol):
     """Whoever the workflows talk to; only report.py knows how it looks."""
 
+    def speak_of(self, host: str) -> None:
+        """From now on the talk is of the machine called *host*; empty for this one."""
+        ...
+
     def hide(self, secret: str) -> None:
         """Never show *secret* from now on."""
         ...

@@ -62,6 +62,10 @@ class Here:
     def digest(self, path: str) -> Digest:
         return bulk.digest(path, self._cancelled)
 
+    def bring(self, path: str, local: str, progress: Progress) -> Digest:
+        with open(path, "rb", buffering=0) as source:
+            return bulk.keep(bulk.chunks(bulk.Watched(source, progress), self._cancelled), local)
+
     def derive(
         self,
         reader: Command,

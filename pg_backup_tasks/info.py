@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -102,6 +103,17 @@ def is_damaged(raw: bytes) -> bool:
 def with_proof(info: Info, restored: Restored) -> Info:
     """Return the document with the proof that its backup restores."""
     return msgspec.structs.replace(info, restored=restored)
+
+
+def with_files(info: Info, extensions: Iterable[str]) -> Info:
+    """Return the document for some of its files only."""
+    return msgspec.structs.replace(info, files={e: f for e, f in info.files.items() if e in set(extensions)})
+
+
+def with_own(database: DatabaseInfo, now: DatabaseInfo) -> DatabaseInfo:
+    """Return *database* with what belongs to it and not to its contents as it is *now*."""
+    own = {name: getattr(now, name) for name in ("owner", "comment", "acl", "settings", "connection_limit")}
+    return msgspec.structs.replace(database, **own)
 
 
 def as_json(value: Any) -> Any:

@@ -10,7 +10,7 @@ from .ability import Role
 from .catalog import Present
 from .desk import Connection, Desk
 from .errors import Failed, Refused, Unreachable
-from .info import DatabaseInfo
+from .info import DatabaseInfo, with_own
 from .loading import Dump, Part
 from .model import Database, Mode
 from .postgres import identifier
@@ -34,13 +34,18 @@ _DATA = frozenset(
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked for; *into* names another database on the same server, *wait* is seconds for another run's end."""
+    """What is asked for; *into* names another database on the same server, *wait* is seconds for another run's end.
+
+    With *owned* everything gets the owners and grants it had; else whoever restores owns it all, and the database keeps
+    its own.
+    """
 
     mode: Mode = Mode.FULL
     clean: bool = False
     tables: tuple[str, ...] = ()
     into: str = ""
     wait: float = 0
+    owned: bool = True
 
     def check(self) -> None:
         """Raise Refused where the flags exclude each other."""
@@ -127,8 +132,7 @@ class Looker:
         objects = catalog.count_objects(connection.session)
         self._refuse_what_is_there(objects, present)
         self.refuse_missing(role)
-        info = self.dump.backup.info
-        wanted = info.database if info else now
+        wanted = self.wanted(now)
         doubts = tuple(self._doubts(role, present, wanted))
         if not doubts and self._bars():
             doubts = (f"the server lets {role.name} in to this database only",)
@@ -138,6 +142,13 @@ class Looker:
         statements = loading.properties_of(self.desk, connection, wanted, self.database.name, now)
         part = self.structure() if self.order.into else self._part_in_place(connection)
         return Found(present, now, doubts, part, statements, objects, lost)
+
+    def wanted(self, now: DatabaseInfo) -> DatabaseInfo:
+        """Return what the database is to be afterwards, which is *now* what it is."""
+        info = self.dump.backup.info
+        if info is None:
+            return now
+        return info.database if self.order.owned else with_own(info.database, now)
 
     def _lost(self, connection: Connection) -> list[str]:
         """Return the tables the backup lacks, as far as it says which it has."""

@@ -154,6 +154,10 @@ class Machine(Protocol):
         """Send a dump through psql; psql gets the last words only if the dump came whole."""
         ...
 
+    def bring(self, path: str, local: str, progress: Progress) -> Digest:
+        """Copy a file of that machine to *local* on the one we run on; return its digest once it is on disk."""
+        ...
+
     def tools(self, extra: Sequence[str]) -> list[tuple[str, str]]:
         """Return (folder, version text) for each set of PostgreSQL's client tools; *extra* folders first."""
         ...

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .cleanup import Shelf
     from .desk import Gauge
+    from .fetch import Fetched
     from .journal import Change
     from .restore import Result
     from .store import Backup
@@ -62,7 +63,7 @@ class Report:
             self._secrets += [secret, quote(secret, safe="")]
 
     def speak_of(self, host: str) -> None:
-        """From now on the talk is of another machine: what there is to try is to be tried there."""
+        """From now on the talk is of the machine called *host*, where what there is to try is to be tried."""
         self._host = host
 
     def _clean(self, text: str) -> str:
@@ -231,6 +232,19 @@ class Report:
             for line in _verdict_lines(verdict):
                 self.note(line)
                 print(self._clean(line))
+
+    def fetched(self, fetched: Fetched) -> None:
+        """Show a backup that has come from a host."""
+        backup = fetched.backup
+        self.note(f"fetched {backup.name} from {fetched.host}")
+        files = [f"{backup.path(f)}" for f in backup.sizes]
+        if self._as_json:
+            self.document({"backup": backup.name, "host": fetched.host, "files": files})
+        elif fetched.brought:
+            print("\n".join(files))
+            print(f"{size(fetched.brought)} from {fetched.host} in {duration(fetched.seconds)}, every byte compared.")
+        else:
+            print(f"{backup.folder}/{backup.name} is here already, every byte as it was written.")
 
     def restored(self, result: Result, *, counted: bool) -> None:
         """Show what a restore did."""

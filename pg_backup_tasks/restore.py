@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
 
-from . import backup, catalog, loading, signals, switching, units, verify
+from . import ability, backup, catalog, loading, signals, switching, units, verify
 from .consent import Consent
 from .desk import Connection, Desk
 from .errors import Failed, Refused, Unreachable
@@ -34,18 +34,22 @@ class Result:
     undo: bool = False
 
 
-def restore(desk: Desk, chosen: Backup, order: Order, yes: Consent) -> Result:
+def restore(desk: Desk, chosen: Backup, order: Order, yes: Consent, task: str = "") -> Result:
     """Make the database what the backup is, or what *order* asks of it; on any error it is what it was.
+
+    *task* is what the restore is part of, as a lock and the journal say it.
 
     Raises Refused where nobody says yes or it cannot work, Failed where the file is damaged or does not load.
     """
     order.check()
     database = order.target(desk.choice.database)
     yes.check(database.name)
-    task = f"db.restore of {chosen.name}"
+    task = task or f"db.restore of {chosen.name}"
     with desk.at_work(f"{task} into {database.name}", order.wait):
         switching.settle(desk)
         dump = verify.open_dump(desk, chosen, by_itself=order.mode is Mode.DATA_ONLY)
+        if not order.owned:
+            dump = replace(dump, items=ability.unowned(dump.items))
         return Work(desk, order, dump, database, task).run(yes)
 
 
@@ -168,12 +172,13 @@ class Work:
             began = monotonic()
             info = self.dump.backup.info
             wanted = info.database if info else None
+            its_own = wanted if self.order.owned else None
             try:
                 loading.create_beside(desk, server, wanted, name)
                 self._fill(name)
                 server.session.ask("begin")
                 server.session.ask(f"alter database {identifier(name)} rename to {identifier(self.database.name)}")
-                self._finish(server, wanted)
+                self._finish(server, its_own)
                 signals.close()
                 server.session.ask("commit")
             except BaseException:
@@ -196,7 +201,8 @@ class Work:
     def _fill(self, name: str) -> None:
         with self._scratch(name) as connection:
             part = self._looker.structure()
-            loading.load(self.desk, self.dump, Target(connection, whole=False, part=part))
+            owned = self.order.owned
+            loading.load(self.desk, self.dump, Target(connection, whole=False, owned=owned, part=part))
             loading.analyze(self.desk, connection, self.dump if part is None else None)
 
     def _finish(self, server: Connection, wanted: DatabaseInfo | None) -> None:
@@ -207,8 +213,7 @@ class Work:
 
     def _beside(self, found: Found) -> None:
         desk, journal, name = self.desk, self.desk.journal, loading.scratch_name()
-        info = self.dump.backup.info
-        wanted = info.database if info else found.now
+        wanted = self._looker.wanted(found.now)
         with loading.maintenance(desk, self.database) as server:
             switching.drop_expired(desk, server)
             before = switching.free_name(desk, server, self.database.name)
@@ -225,7 +230,8 @@ class Work:
 
     def _in_place(self, connection: Connection, found: Found) -> None:
         desk, journal = self.desk, self.desk.journal
-        target = Target(connection, whole=True, properties=found.statements, part=found.part)
+        owned = self.order.owned
+        target = Target(connection, whole=True, owned=owned, properties=found.statements, part=found.part)
         if self.order.into:
             loading.load(desk, self.dump, target)
             loading.analyze(desk, connection)

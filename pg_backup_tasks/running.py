@@ -84,24 +84,33 @@ def _broken_file(path: str, error: Exception) -> Refused:
 class Run:
     """What a task's body needs of its run."""
 
-    def __init__(self, settings: Settings, report: Report, desk: Desk, protected: str, *, dry: bool) -> None:
-        self.settings = settings
+    def __init__(self, report: Report, desk: Desk, near: Desk, host: Host | None, *, dry: bool) -> None:
         self.report = report
         self.desk = desk
+        self.near = near
+        """The desk on this machine; *desk* itself, where no host is asked for."""
         self.dry = dry
-        self._protected = protected
+        self._host = host
 
     def consent(self, force: bool, confirm: str) -> Consent:
-        """Return what was said beforehand, and whether there is a terminal to ask in."""
+        """Return what was said beforehand of the database to change, and whether there is a terminal to ask in."""
         from .consent import Consent
 
-        return Consent(
-            force,
-            confirm,
-            interactive=sys.stdin.isatty(),
-            protected=self.settings.protected,
-            host=self._protected,
-        )
+        host = self._host.name if self._host and self._host.protected else ""
+        protected = self.desk.settings.protected
+        return Consent(force, confirm, interactive=sys.stdin.isatty(), protected=protected, host=host)
+
+    def consent_here(self, force: bool, confirm: str) -> Consent:
+        """Return the same of a database on this machine."""
+        from .consent import Consent
+
+        protected = self.near.settings.protected
+        return Consent(force, confirm, interactive=sys.stdin.isatty(), protected=protected)
+
+    def need_host(self, task: str) -> None:
+        """Raise Refused where no host is asked for."""
+        if self._host is None:
+            raise Refused(f"{task} is about another machine.", hint=f"inv {task} --host NAME")
 
     def find(self, word: str) -> Backup:
         """Return the backup that BACKUP means."""
@@ -195,12 +204,12 @@ def _plan_far(settings: Settings, report: Report, hosts: list[str]) -> None:
 
 def _at(c: Context, settings: Settings, report: Report, name: str, work: Callable[[Run], R]) -> R:
     """Do *work* on one host, or here."""
-    dry = bool(c.config.run.dry)
-    if not name:
-        from .here import Here
+    from .here import Here
 
-        desk = _desk(settings, report, Here(), str(Path.cwd()))
-        return work(Run(settings, report, desk, "", dry=dry))
+    dry = bool(c.config.run.dry)
+    near = _desk(settings, report, Here(), str(Path.cwd()))
+    if not name:
+        return work(Run(report, near, near, None, dry=dry))
     from . import hosts as hosts_
 
     host = hosts_.find(settings, name)
@@ -209,7 +218,7 @@ def _at(c: Context, settings: Settings, report: Report, name: str, work: Callabl
     try:
         there = hosts_.settings_there(settings, host, machine)
         desk = _desk(there, report, machine, there.root)
-        return work(Run(there, report, desk, name if host.protected else "", dry=dry))
+        return work(Run(report, desk, near, host, dry=dry))
     finally:
         machine.close()
 

@@ -17,6 +17,7 @@ from .machine import CommandError, Entry, Machine
 from .model import INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
 
 PARTIAL = ".partial_"
+FETCHING = ".fetching"
 _CLEARED = ".cleared_"
 _REMOVING = ".removing"
 _MOST_LINKS = 8
@@ -222,6 +223,8 @@ class Store:
                 self._withhold(name)
             elif _TEMPORARY.fullmatch(entry.name):
                 self.machine.remove(f"{self.folder}/{entry.name}")
+            elif entry.name == FETCHING:
+                self.machine.remove_tree(f"{self.folder}/{FETCHING}")
         if any(entry.name.startswith((PARTIAL, _CLEARED)) for entry in entries):
             entries = self._entries()
         cleared = [BackupName.parse(e.name.removeprefix(_CLEARED)) for e in entries if e.name.startswith(_CLEARED)]
@@ -312,12 +315,12 @@ class Staging:
         machine.write(self.file(INFO), document)
         machine.flush([self.path])
 
-    def publish(self) -> None:
+    def publish(self, *, links: bool = True) -> None:
         """Give every file its final name, `.info` last, and point `latest` at them; whole or not at all."""
         machine, folder = self.store.machine, self.store.folder
         moves = [("move", self.file(e), f"{folder}/{self.name}{e}") for e in self._extensions]
         try:
-            machine.publish([*moves, *self._links()])
+            machine.publish([*moves, *(self._links() if links else ())])
         except CommandError:
             self._withdraw()
             raise

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import NoReturn
 
-from . import archive, machine, posix, postgres, shell, signals
+from . import archive, bulk, machine, posix, postgres, shell, signals
 from .errors import Failed
 from .far import FarOutput, FarProcess
 from .line import Line
@@ -162,6 +162,18 @@ class There:
     def digest(self, path: str) -> Digest:
         size, sha256 = self._ask(posix.DIGEST, path).out.split()
         return Digest(int(size), sha256)
+
+    def bring(self, path: str, local: str, progress: Progress) -> Digest:
+        with self._process(Command(("sh", "-c", 'exec cat <"$1"', "bring", path))) as process:
+
+            def pieces() -> Iterator[bytes]:
+                for data in _chunks(process.output):
+                    progress(len(data))
+                    yield data
+                # What was cut short is not whole: nothing is to be kept of it.
+                process.check()
+
+            return bulk.keep(pieces(), local)
 
     def derive(
         self,

@@ -20,7 +20,8 @@ HOUSE = {
     "retention",
     "places": "settings signals embedded bulk process here openssh line far there lock crew store journal catalog "
     "premise desk hosts",
-    "workflows": "consent loading data_only single_tables dumps verify switching backup looking restore undo cleanup",
+    "workflows": "consent loading data_only single_tables dumps verify switching backup looking restore undo cleanup "
+    "fetch pull",
     "face": "report beside running collection __init__",
 }
 ORDER = " ".join(HOUSE.values()).split()
