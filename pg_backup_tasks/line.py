@@ -257,6 +257,9 @@ class _Transports:
         self._known = known
 
     def __call__(self, sock: Any, **options: Any) -> paramiko.Transport:
+        if isinstance(sock, socket.socket):
+            # Much is asked in few bytes: nothing is to wait for the answer to what went before.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport = paramiko.Transport(sock, **options)
         wanted = transport.get_security_options()
         known = {kind for kind, _ in self._known.good}

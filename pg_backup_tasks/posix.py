@@ -214,16 +214,6 @@ psql() { shift "$1"; shift; "$@"; }
   } | { psql "$@"; echo "psql $?" >&3; }
 } 3>&1
 """
-# The SQL itself comes over standard input, up to a line that says that this was all of it.
-# Arguments: that line, psql.
-STREAM = r"""
-end=$1; shift
-exec 5<&0
-{
-  { awk -v end="$end" '$0 == end { whole = 1; exit } { print } END { exit !whole }' <&5 || kill -KILL 0; } |
-  { "$@"; echo "psql $?" >&3; }
-} 3>&1
-"""
 
 
 def boot(length: int) -> str:

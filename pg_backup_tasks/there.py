@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -266,23 +265,19 @@ class There:
             one_transaction=bool(load.before),
             one_database=True,
         )
-        end = f"end {secrets.token_hex(16)}"
-        command = Command(("sh", "-c", posix.STREAM, "stream", end, *load.psql.argv), load.psql.env, load.psql.secrets)
-        with self._conversation(command) as psql, self._printed(load, packed) as source:
+        with self._conversation(load.psql) as psql, self._printed(load, packed) as source:
             psql.send(load.before.encode())
             for data in _chunks(source.output):
                 psql.send(dump.feed(data))
                 progress(len(data))
+                if psql.poll() is not None:
+                    return psql.wait()
             source.check()
             psql.send(dump.close())
-            if dump.complete:
-                psql.send(f"\n{load.after}\n{end}\n".encode())
-                codes = _codes(psql.output.read())
-                done = psql.wait()
-                return Done(int(codes.get("psql", done.code or 1)), "", done.err)
-            if psql.poll() is not None:
-                return psql.wait()
-        raise _torn(load)
+            if not dump.complete:
+                raise _torn(load)
+            psql.send(f"\n{load.after}\n\\q\n".encode())
+            return psql.wait()
 
     def _printed(self, load: Load, packed: bool) -> FarProcess:
         reader = load.reader or self._printing(Format.SQL_GZ if packed else Format.SQL)

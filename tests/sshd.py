@@ -31,6 +31,7 @@ class Sshd:
     folder: Path
     port: int
     user: str
+    address: str = "127.0.0.1"
 
     @property
     def config(self) -> str:
@@ -53,7 +54,7 @@ class Sshd:
     def words(self, alias: str, port: int, **more: str) -> str:
         """Return the lines of an OpenSSH configuration that lead to a host on this machine."""
         options = {
-            "HostName": "127.0.0.1",
+            "HostName": self.address,
             "Port": str(port),
             "User": self.user,
             "IdentitiesOnly": "yes",
@@ -81,30 +82,38 @@ class Far(There):
 
 
 @contextmanager
-def running_sshd(folder: Path, user: str = "", extra: str = "") -> Iterator[Sshd]:
-    """Run an sshd of our own in *folder*, which lets *user* in (else whoever we are)."""
+def running_sshd(
+    folder: Path, user: str = "", *, address: str = "127.0.0.1", namespace: str = "", path: str = "", zone: str = ""
+) -> Iterator[Sshd]:
+    """Run an sshd of our own in *folder*, which lets *user* in (else whoever we are).
+
+    It listens at *address*, perhaps in a network *namespace*; its sessions have *path* for PATH, and a time *zone*.
+    """
     if not (shutil.which("ssh") and _program()):
         missing("sshd", "apt-get install openssh-server openssh-client")
     for name in ("host", "key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        sshd = Sshd(folder, probe.getsockname()[1], user or getpass.getuser())
+        sshd = Sshd(folder, probe.getsockname()[1], user or getpass.getuser(), address)
     kind, key, *_ = (folder / "host.pub").read_text().split()
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{sshd.port} {kind} {key}\n")
+    (folder / "known_hosts").write_text(f"[{address}]:{sshd.port} {kind} {key}\n")
     (folder / "ssh_config").write_text(sshd.words(HOST, sshd.port))
     shutil.copy(folder / "key.pub", folder / "authorized_keys")
-    home = "" if user else f"SetEnv HOME={folder}\n"
+    given = {"HOME": "" if user else str(folder), "PATH": path, "TZ": zone}
+    env = " ".join(f'"{name}={value}"' for name, value in given.items() if value)
     (folder / "config").write_text(
-        f"ListenAddress 127.0.0.1\nPort {sshd.port}\nHostKey {folder}/host\nPidFile none\n"
+        f"ListenAddress {address}\nPort {sshd.port}\nHostKey {folder}/host\nPidFile none\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-        f"AllowUsers {sshd.user}\nPermitRootLogin prohibit-password\nPrintMotd no\n{home}{extra}"
+        f"AllowUsers {sshd.user}\nPermitRootLogin prohibit-password\nPrintMotd no\n"
+        + (f"SetEnv {env}\n" if env else "")
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what its package makes when the service starts
     # Guarded, so that it ends with us however we end.
-    with Process(Command((_program(), "-D", "-e", "-f", str(folder / "config")))) as server:
-        _wait_until(server, lambda: _listens(sshd.port))
+    within = ("ip", "netns", "exec", namespace) if namespace else ()
+    with Process(Command((*within, _program(), "-D", "-e", "-f", str(folder / "config")))) as server:
+        _wait_until(server, lambda: _listens(address, sshd.port))
         yield sshd
 
 
@@ -112,9 +121,9 @@ def _program() -> str:
     return shutil.which("sshd", path=f"{os.defpath}:/usr/sbin:/usr/local/sbin") or ""
 
 
-def _listens(port: int) -> bool:
+def _listens(address: str, port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection((address, port), timeout=1).close()
     except OSError:
         return False
     return True

@@ -330,7 +330,10 @@ def test_a_bad_setting_in_the_environment(trial: Trial) -> None:
 
 BAD_LINES = [
     ("lock_timeot: 3", "no setting lock_timeot", "lock_timeout"),
-    ("hosts: {a: {ssh: b}}", "no setting hosts", "."),
+    ("hosts: {a: {shs: b}}", "no setting shs .in the hosts setting, under a", "ssh"),
+    ("hosts: {a: {protected: maybe}}", "protected of the host a must be true or false", None),
+    ("hosts: {a: {jobs: 0}}", "jobs of the host a cannot be less than 1", "2"),
+    ("hosts: [a]", "hosts must be a table of tables", "."),
     ("lock_timeout: abc", "lock_timeout must be a whole number", "30"),
     ("lock_timeout: true", "lock_timeout must be a whole number", "30"),
     ("lock_timeout: -1", "lock_timeout cannot be negative", "30"),
