@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,7 +19,9 @@ from pathlib import Path
 import pytest
 from aftermath import holding, processes, wait_until
 from conftest import Project, Ran, Server, missing
-from sshd import HOST, Sshd, running_sshd
+from sshd import an_sshd
+
+from bench.sshd import HOST, Sshd
 
 ODD = 'far "proj" it\'s $HOME'
 PASSWORD = f"s3cret-{secrets.token_hex(4)}-'\"$;é"
@@ -87,7 +88,7 @@ TWIN = {"backups": "backups/of the twin"}
 
 @pytest.fixture(scope="module")
 def sshd() -> Iterator[Sshd]:
-    with tempfile.TemporaryDirectory(prefix="pgbt-", dir="/tmp") as folder, running_sshd(Path(folder)) as sshd:
+    with an_sshd() as sshd:
         yield sshd
 
 
@@ -457,8 +458,7 @@ def far_away(sshd: Sshd) -> Iterator[tuple[Sshd, Callable[[], None], Callable[[]
         ip("-n", name, "addr", "add", "198.18.77.2/30", "dev", there)
         for link in (there, "lo"):
             ip("-n", name, "link", "set", link, "up")
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgbt-", dir="/tmp")))
-        far = stack.enter_context(running_sshd(folder, address="198.18.77.2", namespace=name))
+        far = stack.enter_context(an_sshd(address="198.18.77.2", namespace=name))
         # What is not let through is not answered, as firewalls do it.
         yield (
             far,
@@ -537,12 +537,12 @@ def test_what_is_damaged_over_there_does_not_come(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_a_fetch_that_was_cut_begins_anew(pair: Pair, signum: signal.Signals) -> None:
+def test_a_fetch_that_was_cut_begins_anew(pair: Pair, signum: signal.Signals, tmp_path: Path) -> None:
     name = pair.host("db.backup", "--formats", "dump", "--json").json["name"]
     far = pair.far.backups / f"{name}.dump"
     whole = far.read_bytes()
     home = pair.near.path / "backups/prod"
-    slow = pair.far.path / "slow"
+    slow = tmp_path / "slow"
     slow.mkdir()
     begun = shlex.quote(str(slow / "begun"))
     # What we fetch with reads its standard input; all else is left as it is.
@@ -565,13 +565,12 @@ def test_a_fetch_that_was_cut_begins_anew(pair: Pair, signum: signal.Signals) ->
 @contextmanager
 def slow_shell(pair: Pair, folder: Path) -> Iterator[None]:
     """Let far commands be looked for in *folder* first."""
-    with tempfile.TemporaryDirectory(prefix="pgbt-", dir="/tmp") as name:
-        before = pair.sshd
-        with running_sshd(Path(name), path=f"{folder}:{os.environ['PATH']}") as pair.sshd:
-            pair.configure()
-            yield
-        pair.sshd = before
+    before = pair.sshd
+    with an_sshd(path=f"{folder}:{os.environ['PATH']}") as pair.sshd:
         pair.configure()
+        yield
+    pair.sshd = before
+    pair.configure()
 
 
 def test_a_pull_makes_the_far_database_ours(pair: Pair, server: Server, database: str) -> None:

@@ -23,8 +23,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Server, missing
-from sshd import Far, Sshd, running_sshd
+from sshd import Far, an_sshd, machine_at
 
+from bench.sshd import Sshd
 from pg_backup_tasks import lock, postgres, shell, url
 from pg_backup_tasks.errors import Failed, Locked
 from pg_backup_tasks.here import Here
@@ -39,20 +40,20 @@ ODD = 'it\'s a "b" \\ $HOME `id` $(id) * ? [a] ; & | > < # ~ ! -n é日'
 
 @pytest.fixture(scope="module")
 def sshd() -> Iterator[Sshd]:
-    with tempfile.TemporaryDirectory(prefix="pgbt-", dir="/tmp") as folder, running_sshd(Path(folder)) as sshd:
+    with an_sshd() as sshd:
         yield sshd
 
 
 @pytest.fixture(scope="module")
 def kept(sshd: Sshd) -> Iterator[Far]:
     """A far machine for all who only ask it something."""
-    with sshd.machine() as far:
+    with machine_at(sshd) as far:
         yield far
 
 
 @pytest.fixture
 def far(sshd: Sshd) -> Iterator[Far]:
-    with sshd.machine() as far:
+    with machine_at(sshd) as far:
         yield far
 
 
@@ -206,7 +207,8 @@ from pg_backup_tasks.here import Here
 from pg_backup_tasks.line import Lost
 from pg_backup_tasks.model import Command
 from pathlib import Path
-from sshd import Far, Sshd
+from bench.sshd import Sshd
+from sshd import Far
 ssh, environment, verb, command, argument = json.loads(sys.argv[1])
 machine = Far(Sshd(Path(ssh[0]), *ssh[1:]), environment) if ssh else Here()
 if verb == "publish":
@@ -445,7 +447,7 @@ def test_publishing_goes_on_when_we_die(machine: Machine, tmp_path: Path, slow: 
 
 
 def test_publishing_goes_on_when_the_line_dies(sshd: Sshd, tmp_path: Path, slow: str) -> None:
-    with sshd.machine({"PATH": slow}) as far, ThreadPoolExecutor(1) as aside:
+    with machine_at(sshd, {"PATH": slow}) as far, ThreadPoolExecutor(1) as aside:
         publishing = aside.submit(far.publish, steps(tmp_path))
         until(was_called(tmp_path, 1))
         cut(far)
@@ -547,7 +549,7 @@ def test_the_digest_of_a_file(sshd: Sshd, kept: Far, folder: Path, tmp_path: Pat
     only.mkdir()
     for program in ("sh", "wc", "sleep", "cat", "env", hasher, *(["perl"] if hasher == "shasum" else [])):
         (only / program).symlink_to(shutil.which(program) or program)
-    with sshd.machine({"PATH": str(only)}) as far:
+    with machine_at(sshd, {"PATH": str(only)}) as far:
         assert far.digest(str(path)) == expected
 
 
@@ -597,7 +599,7 @@ def dumped(server: Server) -> Iterator[Dumped]:
 def dumper(machine: Machine, server: Server, sshd: Sshd) -> Iterator[Machine]:
     """A machine with the newest server's tools in its PATH."""
     if machine.name:
-        with sshd.machine({"PATH": f"{server.embedded.bin}:{os.environ['PATH']}"}) as far:
+        with machine_at(sshd, {"PATH": f"{server.embedded.bin}:{os.environ['PATH']}"}) as far:
             yield far
     else:
         yield machine
