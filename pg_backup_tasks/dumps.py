@@ -93,7 +93,7 @@ class Dumps:
         if format_ is Format.DUMP and self.derived:
             job.wait()
             return Examined(machine.digest(path))
-        return machine.examine(path, format_, self._codec, job)
+        return machine.examine(path, format_, self._codec, job, postgres.print_sql(self.connection.tools))
 
     def _watch(self, expected: dict[Format, int]) -> None:
         """Wait for everything, showing progress; return early if something has failed."""

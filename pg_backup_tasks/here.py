@@ -53,7 +53,14 @@ class Here:
 
     # Dumps
 
-    def examine(self, path: str, format_: Format, codec: str, writer: Job | None = None) -> Examined:
+    def examine(
+        self,
+        path: str,
+        format_: Format,
+        codec: str,
+        writer: Job | None = None,
+        reader: Command | None = None,  # noqa: ARG002 - we read it ourselves
+    ) -> Examined:
         return bulk.examine(path, format_, codec, writer, self._cancelled)
 
     def contents(self, path: str, format_: Format, codec: str) -> tuple[Item, ...] | None:

@@ -125,8 +125,13 @@ class Machine(Protocol):
         """Start psql reading statements from us."""
         ...
 
-    def examine(self, path: str, format_: Format, codec: str, writer: Job | None = None) -> Examined:
-        """Read a dump file to its end, unpacking it; with *writer* while that is still writing it."""
+    def examine(
+        self, path: str, format_: Format, codec: str, writer: Job | None = None, reader: Command | None = None
+    ) -> Examined:
+        """Read a dump file to its end, unpacking it; with *writer* while that is still writing it.
+
+        *reader* prints an archive's SQL, where the machine cannot read one without.
+        """
         ...
 
     def contents(self, path: str, format_: Format, codec: str) -> tuple[Item, ...] | None:

@@ -80,7 +80,7 @@ def route(name: str, config: str = "") -> Route:
         only=one("identitiesonly") == "yes",
         agent=_agent(one("identityagent"), tokens),
         jumps=tuple(filter(None, one("proxyjump").split(","))) if one("proxyjump") not in _NONE else (),
-        proxy="" if one("proxycommand") in _NONE else one("proxycommand"),
+        proxy="" if one("proxycommand") in _NONE else _TOKEN.sub(lambda m: tokens[m[1]], one("proxycommand")),
         known_as=known_as if known_as not in _NONE else host if port == "22" else f"[{host}]:{port}",
         known_hosts=tuple(
             _path(each, tokens)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import NoReturn
 
-from . import archive, bulk, machine, posix, postgres, shell, signals
+from . import archive, bulk, machine, posix, shell, signals
 from .errors import Failed
 from .far import FarOutput, FarProcess
 from .line import Line
@@ -110,30 +110,20 @@ class There:
 
     # Dumps
 
-    def examine(self, path: str, format_: Format, codec: str, writer: Job | None = None) -> Examined:
+    def examine(
+        self, path: str, format_: Format, codec: str, writer: Job | None = None, reader: Command | None = None
+    ) -> Examined:
         if writer:
             self._await(writer)
         if format_ is Format.TAR and self._ask(posix.ENDS_AS_TAR, path, good=(0, 1)).code:
             return Examined(self.digest(path), problem="ends in the middle")
         try:
-            rows, complete = self._derive(self._printing(format_), path, codec, "", "", None)
+            rows, complete = self._derive(reader or _printing(format_), path, codec, "", "", None)
         except CommandError as error:
             return Examined(self.digest(path), problem=str(error.message))
         if not complete:
             return Examined(self.digest(path), problem="ends before pg_dump's closing line")
         return Examined(self.digest(path), rows)
-
-    def _printing(self, format_: Format) -> Command:
-        """Return what prints a dump's SQL when it is given the file as standard input."""
-        if format_ is Format.SQL:
-            return Command(("cat",))
-        if format_ is Format.SQL_GZ:
-            return Command(("gzip", "-dc"))
-        return postgres.print_sql(self._newest_tools)
-
-    @cached_property
-    def _newest_tools(self) -> postgres.Tools:
-        return postgres.any_tools(postgres.parse_tools(self.tools(())))
 
     def contents(self, path: str, format_: Format, codec: str) -> tuple[Item, ...] | None:
         if not format_.is_archive:
@@ -225,7 +215,7 @@ class There:
         packed = load.reader is None and self.sniff(load.path) is Format.SQL_GZ
         if self._is_ours_to_edit(load, packed):
             return self._stream(load, packed, progress)
-        reader = load.reader or self._printing(Format.SQL_GZ if packed else Format.SQL)
+        reader = load.reader or _printing(Format.SQL_GZ if packed else Format.SQL)
         owners = ("--no-owner", "--no-privileges") if load.skip_owners else ()
         printing = (*reader.argv, *owners)
         before, after = load.before.encode(), load.after.encode()
@@ -280,7 +270,7 @@ class There:
             return psql.wait()
 
     def _printed(self, load: Load, packed: bool) -> FarProcess:
-        reader = load.reader or self._printing(Format.SQL_GZ if packed else Format.SQL)
+        reader = load.reader or _printing(Format.SQL_GZ if packed else Format.SQL)
         words = ("sh", "-c", 'file=$1; shift; exec "$@" <"$file"', "print", load.path, *reader.argv)
         return self._process(Command(words, reader.env, reader.secrets))
 
@@ -398,6 +388,11 @@ def _read_custom_contents(source: archive.Source, codec: str) -> archive.Content
 def _chunks(output: FarOutput) -> Iterator[bytes]:
     while data := output.some():
         yield data
+
+
+def _printing(format_: Format) -> Command:
+    """Return what prints plain SQL that it is given as standard input."""
+    return Command(("gzip", "-dc") if format_ is Format.SQL_GZ else ("cat",))
 
 
 def _codes(said: bytes) -> dict[str, str]:

@@ -15,7 +15,7 @@ from .errors import Failed, TaskError, Unreachable
 from .info import DatabaseInfo, Info, Restored
 from .loading import Dump
 from .machine import Examined
-from .model import Format
+from .model import Command, Format
 from .store import Backup
 from .url import elsewhere
 
@@ -132,7 +132,7 @@ def examine(desk: Desk, backup: Backup, format_: Format) -> list[str]:
     document = backup.info
     dump = Dump(backup, format_)
     path, recorded, encoding = dump.path, dump.recorded, dump.encoding
-    found = desk.machine.examine(path, format_, postgres.codec(encoding))
+    found = desk.machine.examine(path, format_, postgres.codec(encoding), reader=_reader(desk, format_))
     if recorded and (recorded.bytes, recorded.sha256) != (found.digest.bytes, found.digest.sha256):
         if recorded.bytes != found.digest.bytes:
             return [f"has {found.digest.bytes:,} bytes, its .info says {recorded.bytes:,}"]
@@ -142,6 +142,13 @@ def examine(desk: Desk, backup: Backup, format_: Format) -> list[str]:
     if found.rows is None and not recorded:
         return _ask_pg_restore(desk, path, format_)
     return _rows_problem(document, found)
+
+
+def _reader(desk: Desk, format_: Format) -> Command | None:
+    """Return what reads an archive on another machine; on this one we do it ourselves, with or without tools."""
+    if not desk.machine.name or not format_.is_archive:
+        return None
+    return postgres.print_sql(postgres.any_tools(desk.tools))
 
 
 def _rows_problem(document: Info | None, found: Examined) -> list[str]:

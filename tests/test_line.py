@@ -1,0 +1,282 @@
+"""How a host is reached: what OpenSSH's own configuration says of it holds, and no unknown host is talked to."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from aftermath import wait_until
+from conftest import Project, Server, missing
+from sshd import an_sshd, line_to
+
+from bench.sshd import HOST, Sshd
+from pg_backup_tasks import line, openssh
+from pg_backup_tasks.errors import Refused, Unreachable
+from pg_backup_tasks.line import Line
+from pg_backup_tasks.model import Command
+from pg_backup_tasks.there import There
+
+
+@pytest.fixture(scope="module")
+def sshd() -> Iterator[Sshd]:
+    with an_sshd() as sshd:
+        yield sshd
+
+
+@contextmanager
+def configured(sshd: Sshd, text: str) -> Iterator[str]:
+    """Yield the path of an OpenSSH configuration."""
+    with TemporaryDirectory(prefix="pgbt-", dir="/tmp") as folder:
+        path = Path(folder) / "config"
+        path.write_text(text)
+        yield str(path)
+
+
+def reached(config: str, host: str = HOST) -> str:
+    """Return what the host says when it is asked for a word."""
+    there = There(host, Line(host, lambda: line.connect(host, config=config, patience=5, ask=None, given={})))
+    try:
+        return there.run(Command(("echo", "hello"))).out.strip()
+    finally:
+        there.close()
+
+
+def refused(config: str, host: str = HOST) -> str:
+    """Return why the host is not reached."""
+    with pytest.raises(Unreachable) as caught:
+        reached(config, host)
+    assert caught.value.code == 4
+    return str(caught.value)
+
+
+# Host keys
+
+
+def test_a_host_that_is_not_known(sshd: Sshd) -> None:
+    with configured(sshd, sshd.words(HOST, sshd.port, UserKnownHostsFile="/dev/null", StrictHostKeyChecking="no")) as c:
+        said = refused(c)
+    fingerprint = subprocess.run(
+        ["ssh-keygen", "-lf", str(sshd.folder / "host.pub")], capture_output=True, text=True, check=True
+    ).stdout.split()[1]
+    assert said.startswith(f"The host key of far (127.0.0.1:{sshd.port}) is unknown (ssh-ed25519 {fingerprint}).")
+
+
+def other_key(folder: Path) -> str:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "other")], check=True)
+    return " ".join((folder / "other.pub").read_text().split()[:2])
+
+
+def test_a_host_whose_key_has_changed(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "known").write_text(f"[127.0.0.1]:{sshd.port} {other_key(tmp_path)}\n")
+    with configured(sshd, sshd.words(HOST, sshd.port, UserKnownHostsFile=str(tmp_path / "known"))) as c:
+        assert "is another than the known one" in refused(c)
+
+
+@pytest.mark.parametrize("mark", ["@revoked", "@cert-authority"])
+def test_a_key_that_is_known_for_something_else(sshd: Sshd, tmp_path: Path, mark: str) -> None:
+    known = (sshd.folder / "known_hosts").read_text()
+    (tmp_path / "known").write_text(f"{mark} {known}" + (known if mark == "@revoked" else ""))
+    with configured(sshd, sshd.words(HOST, sshd.port, UserKnownHostsFile=str(tmp_path / "known"))) as c:
+        assert ("is marked as revoked" if mark == "@revoked" else "is unknown") in refused(c)
+
+
+def test_names_that_are_hashed_patterns_and_aliases(sshd: Sshd, tmp_path: Path) -> None:
+    key = " ".join((sshd.folder / "host.pub").read_text().split()[:2])
+    known = tmp_path / "known hosts"
+    shutil.copy(sshd.folder / "known_hosts", known)
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", str(known)], check=True)
+    assert "127.0.0.1" not in known.read_text()
+    quoted = f'"{known}"'
+    with configured(sshd, sshd.words(HOST, sshd.port, UserKnownHostsFile=quoted)) as c:
+        assert reached(c) == "hello"
+    known.write_text(f"{other_key(tmp_path).join(['[127.*]:* ', ''])}\n[127.*]:* {key}\n")
+    with configured(sshd, sshd.words(HOST, sshd.port, UserKnownHostsFile=quoted)) as c:
+        assert reached(c) == "hello"
+    known.write_text(f"the-alias {key}\n")
+    with configured(sshd, sshd.words(HOST, sshd.port, UserKnownHostsFile=quoted, HostKeyAlias="the-alias")) as c:
+        assert reached(c) == "hello"
+
+
+# The way
+
+
+def test_what_is_included(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "more").write_text(sshd.words(HOST, sshd.port))
+    with configured(sshd, f"Include {tmp_path}/more\n") as c:
+        assert reached(c) == "hello"
+
+
+def test_through_other_hosts(sshd: Sshd) -> None:
+    with an_sshd() as second, an_sshd() as third:
+        text = (
+            sshd.words("first", sshd.port)
+            + second.words("second", second.port)
+            + third.words(HOST, third.port, ProxyJump="first,second")
+            + third.words("by-command", third.port, ProxyCommand=f"ssh -F {sshd.config} -W %h:%p {HOST}")
+        )
+        with configured(sshd, text) as c:
+            assert reached(c) == "hello"
+            assert reached(c, "by-command") == "hello"
+        with configured(sshd, text.replace(str(second.folder / "known_hosts"), "/dev/null")) as c:
+            assert "The host key of second" in refused(c).replace("ssh://", "")
+
+
+def test_more_commands_at_once_than_sshd_allows(sshd: Sshd) -> None:
+    there = There(HOST, line_to(sshd))
+    names = [f"9{secrets.randbelow(10**8):08}" for _ in range(12)]
+    try:
+        jobs = [there.start(Command(("sleep", name))) for name in names]
+        assert there.run(Command(("echo", "hello"))).out == "hello\n"
+        assert [job.poll() for job in jobs] == [None] * 12  # type: ignore[attr-defined]
+    finally:
+        there.close()
+    wait_until(lambda: not any(f"sleep\0{name}" in commands() for name in names), "the end of all")
+
+
+def commands() -> str:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_text(errors="replace"))
+        except OSError:
+            continue
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("name", ["", "-oProxyCommand=touch x", "a b", "a\nb", "\x7f"])
+def test_what_is_no_host(name: str) -> None:
+    with pytest.raises(Refused):
+        openssh.route(name)
+
+
+def test_a_host_that_does_not_answer(sshd: Sshd) -> None:
+    with configured(sshd, sshd.words(HOST, 1)) as c:
+        assert refused(c).startswith("Nobody listens at far (127.0.0.1:1).\nTry: ")
+    with configured(sshd, "Host far\n  HostName no-such-host.invalid\n") as c:
+        assert refused(c).startswith("The name of far (no-such-host.invalid:22) is unknown.")
+
+
+def test_what_openssh_says_is_what_holds(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(
+        "Host prod\n  HostName db.example\n  Port 2222\n  User deploy\n  IdentityFile ~/.ssh/%n_%r\n"
+        "  IdentitiesOnly yes\n  IdentityAgent none\n  Compression yes\n  ConnectTimeout 7\n  ProxyJump a@b:1,c\n"
+    )
+    found = openssh.route("prod", str(config))
+    assert (found.host, found.port, found.user, found.jumps) == ("db.example", 2222, "deploy", ("a@b:1", "c"))
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    assert (found.identities, found.only, found.agent) == ((f"{home}/.ssh/prod_deploy",), True, "")
+    assert (found.compress, found.patience, found.known_as) == (True, 7, "[db.example]:2222")
+    assert str(found) == "prod (db.example:2222)"
+    by_url = openssh.route("ssh://someone@db.example:99", str(config))
+    assert (by_url.host, by_url.port, by_url.user) == ("db.example", 99, "someone")
+
+
+# Keys
+
+
+@contextmanager
+def an_agent(*keys: Path) -> Iterator[str]:
+    """Run an agent that holds these keys; yield its socket."""
+    with TemporaryDirectory(prefix="pgbt-", dir="/tmp") as folder:
+        socket = f"{folder}/agent"
+        with subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL) as agent:
+            wait_until(Path(socket).is_socket, "the agent")
+            for key in keys:
+                subprocess.run(["ssh-add", "-q", str(key)], env={**os.environ, "SSH_AUTH_SOCK": socket}, check=True)
+            try:
+                yield socket
+            finally:
+                agent.terminate()
+
+
+def test_the_keys_of_an_agent(sshd: Sshd, tmp_path: Path) -> None:
+    others = []
+    for n in range(7):  # more than sshd lets one try
+        others.append(tmp_path / f"other{n}")
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(others[-1])], check=True)
+    public = tmp_path / "key.pub"
+    shutil.copy(sshd.folder / "key.pub", public)
+    with an_agent(*others, sshd.folder / "key") as socket:
+        named = sshd.words(HOST, sshd.port, IdentityAgent=socket, IdentityFile=str(tmp_path / "key"))
+        with configured(sshd, named) as c:
+            assert reached(c) == "hello"
+        with configured(sshd, named.replace("IdentityAgent " + socket, "IdentityAgent none")) as c:
+            assert "in with none of the keys at hand" in refused(c)
+    with an_agent(sshd.folder / "key") as socket:
+        any_key = sshd.words(HOST, sshd.port, IdentityAgent=socket, IdentityFile="none", IdentitiesOnly="no")
+        with configured(sshd, any_key) as c:
+            assert reached(c) == "hello"
+
+
+def test_a_key_with_a_passphrase(sshd: Sshd, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    shutil.copy(sshd.folder / "key", key)
+    shutil.copy(sshd.folder / "key.pub", tmp_path / "key.pub")
+    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "pass phrase", "-P", "", "-f", str(key)], check=True)
+    with configured(sshd, sshd.words(HOST, sshd.port, IdentityFile=str(key))) as c:
+        assert "in with none of the keys at hand" in refused(c)
+        asked: list[str] = []
+
+        def answer(question: str) -> str:
+            asked.append(question)
+            return "pass phrase"
+
+        line.connect(HOST, config=c, patience=5, ask=answer, given={}).client.close()
+        assert asked == [f"Passphrase for {key}:"]
+
+
+# A far user as they are
+
+
+@pytest.fixture
+def stranger() -> Iterator[tuple[str, Path]]:
+    """A user whose login shell is dash and whose home has a blank in its name."""
+    if os.geteuid() != 0 or not shutil.which("useradd"):
+        missing("useradd", "as root")
+    name = f"pgbt{secrets.token_hex(3)}"
+    with TemporaryDirectory(prefix="pgbt-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        home = Path(folder) / "the home of"
+        subprocess.run(
+            ["useradd", "-m", "-p", "*", "-d", str(home), "-s", "/bin/dash", name], check=True, capture_output=True
+        )
+        try:
+            yield name, home
+        finally:
+            subprocess.run(["pkill", "-u", name], check=False)
+            subprocess.run(["userdel", name], check=False, capture_output=True)
+
+
+def test_dash_a_home_with_a_blank_and_a_zone_of_its_own(
+    stranger: tuple[str, Path], project: Project, server: Server, database: str
+) -> None:
+    name, home = stranger
+    far = home / "my project"
+    (far / "packages/database").mkdir(parents=True)
+    (far / "packages/database/.env").write_text(f'DATABASE_URL="{server.url(database)}"\n')
+    subprocess.run(["chown", "-R", name, str(far)], check=True)
+    server.sql("create table t as select 1 as n", database)
+    with an_sshd(user=name, zone="Pacific/Kiritimati", path="/usr/bin:/bin") as sshd:
+        sshd.folder.chmod(0o755)
+        project.environ["INVOKE_DB_SSH_CONFIG"] = sshd.config
+        (project.path / "invoke.yaml").write_text(
+            f"db:\n  hosts:\n    far:\n      project: ~/my project\n      pg_bin: {server.embedded.bin}\n"
+        )
+        done = project.inv("db.backup", "--json", "--host", "far")
+        assert done.code == 0, done.err
+        assert Path(done.json["path"]).parent == far / "backups/postgres"
+        assert all(f.owner() == name for f in (far / "backups/postgres").iterdir())
+        server.sql("drop table t", database)
+        done = project.inv("db.restore", "latest", "--force", "--host", "far")
+        assert done.code == 0, done.err
+        assert server.sql("select n from t", database) == "1"
+        assert project.inv("db.verify", "latest", "--host", "far").code == 0
