@@ -71,7 +71,7 @@ def running_sshd(
     (folder / "config").write_text(
         f"ListenAddress {address}\nPort {sshd.port}\nHostKey {folder}/host\nPidFile none\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-        f"AllowUsers {sshd.user}\nPermitRootLogin prohibit-password\nPrintMotd no\n"
+        f"AllowUsers {sshd.user}\nPermitRootLogin prohibit-password\nPrintMotd no\nSubsystem sftp internal-sftp\n"
         + (f"SetEnv {env}\n" if env else "")
     )
     if os.geteuid() == 0:

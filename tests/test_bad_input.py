@@ -333,7 +333,7 @@ BAD_LINES = [
     ("hosts: {a: {shs: b}}", "no setting shs .in the hosts setting, under a", "ssh"),
     ("hosts: {a: {protected: maybe}}", "protected of the host a must be true or false", None),
     ("hosts: {a: {jobs: 0}}", "jobs of the host a cannot be less than 1", "2"),
-    ("hosts: [a]", "hosts must be a table of tables", "."),
+    ("hosts: {a: b}", "hosts must be a table of tables", "leave it out"),
     ("lock_timeout: abc", "lock_timeout must be a whole number", "30"),
     ("lock_timeout: true", "lock_timeout must be a whole number", "30"),
     ("lock_timeout: -1", "lock_timeout cannot be negative", "30"),
