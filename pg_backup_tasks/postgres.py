@@ -222,6 +222,12 @@ _MEANINGS: tuple[tuple[str, type[TaskError], str, str], ...] = (
         "start the server, or check host and port in DATABASE_URL",
     ),
     (
+        r'invalid byte sequence for encoding "UTF8": (?P<bytes>[^\n]*)',
+        Failed,
+        "{database} has a name or comment that is not UTF-8 ({bytes}), and SQL_ASCII does not say what else it is.",
+        "rename it, or move the data into a database with an encoding",
+    ),
+    (
         r"could not translate host name",
         Unreachable,
         "The host of {database} is not known.",

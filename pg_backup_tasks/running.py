@@ -56,16 +56,25 @@ def told() -> Iterator[None]:
 
 
 def _refuse_broken_file(tree: dict[str, Any], folder: Path) -> None:
-    # Invoke reads its file right after it has imported tasks.py, and has nothing but a traceback for what it cannot
-    # read there: what is about to happen is tried here, where it can still be told.
+    # Invoke puts its files together right after it has imported tasks.py, and has nothing but a traceback for what it
+    # cannot read there: what is about to happen is tried here, where it can still be told.
     if (folder / "__init__.py").exists():
         folder = folder.parent
-    config = Config(defaults=Config.global_defaults() | tree, project_location=folder, lazy=True)
-    try:
-        config.load_project()
-    except Exception as error:  # noqa: BLE001 - YAML's, JSON's, the disk's or Invoke's own
-        names = [folder / f"invoke.{kind}" for kind in ("yaml", "yml", "json", "py")]
-        raise _broken_file(str(next(filter(Path.exists, names), folder)), error) from None
+    kind = _Fabrics if "fabric" in sys.modules else Config
+    config = kind(defaults=kind.global_defaults() | tree, project_location=folder, lazy=True)
+    places = {"/etc/": config.load_system, f"{Path.home()}/.": config.load_user, f"{folder}/": config.load_project}
+    for place, load in places.items():
+        try:
+            load()
+        except Exception as error:  # noqa: BLE001 - YAML's, JSON's, the disk's or Invoke's own
+            names = [f"{place}{kind.prefix}.{suffix}" for suffix in ("yaml", "yml", "json", "py")]
+            raise _broken_file(next(filter(os.path.exists, names), place), error) from None
+
+
+class _Fabrics(Config):
+    """The files that `fab` reads, without all else that Fabric's own has."""
+
+    prefix = "fabric"
 
 
 def _broken_file(path: str, error: Exception) -> Refused:

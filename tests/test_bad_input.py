@@ -375,6 +375,23 @@ def test_a_broken_invoke_yaml(trial: Trial, layout: str) -> None:
         (root / f"invoke.{kind}").unlink()
 
 
+def test_a_broken_file_of_the_users_own(trial: Trial, tmp_path: Path) -> None:
+    (tmp_path / ".invoke.yaml").write_text("db:\n")
+    said = trial.fails(
+        "db.backup", env={"HOME": str(tmp_path)}, code=2, says="has one value, or none, where", tries="db:"
+    )
+    assert str(tmp_path / ".invoke.yaml") in said.err
+
+
+def test_a_name_in_no_encoding(trial: Trial, server: Server) -> None:
+    name = f"{trial.database}_ascii"
+    server.sql(f"create database {name} encoding 'SQL_ASCII' template template0 locale_provider libc locale 'C'")
+    server.sql("do $$ begin execute 'create table \"caf' || chr(233) || '\" ()'; end $$", name)
+    trial.project.use(server.url(name))
+    trial.fails("db.backup", code=1, says="has a name or comment that is not UTF-8 .0xe9", tries="rename it")
+    server.sql(f"drop database {name}")
+
+
 def test_an_invoke_yaml_in_a_folder_above_or_of_latin_letters(trial: Trial) -> None:
     below = trial.project.path / "packages"
     (trial.project.path / "invoke.yaml").write_text("db:\n")
