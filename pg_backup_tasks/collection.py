@@ -369,7 +369,7 @@ def pull(
         run.report.restored(result, counted=True)
         return result
 
-    return each(c, host, work, json=json)
+    return each(c, host, work, json=json, alone=True)
 
 
 ns = Collection("db", backup, backup_auto, backup_pre_migrate, restore, undo, cleanup, list_, verify, fetch, pull)

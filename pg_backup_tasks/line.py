@@ -187,12 +187,16 @@ def connect(name: str, *, config: str, patience: int, ask: AskSecret, given: dic
     route = openssh.route(name, config)
     via: fabric.Connection | str | None = route.proxy or None
     for jump in route.jumps:
-        via = _open(openssh.route(_as_url(jump), config), via, patience, ask, {})
-    return _open(route, via, patience, ask, given)
+        via = _open(openssh.route(jump, config), via, patience, ask, {})
+    return _open(route, via, patience, ask, _said_by_hand(route, given))
 
 
-def _as_url(jump: str) -> str:
-    return jump if "://" in jump else f"ssh://{jump}"
+def _said_by_hand(route: Route, given: dict[str, Any]) -> dict[str, Any]:
+    """Return *given* without the keys that Fabric has from OpenSSH's configuration, which we read ourselves."""
+    files = given.get("key_filename") or []
+    by_hand = [path for path in ([files] if isinstance(files, str) else files) if path not in route.identities]
+    rest = {key: value for key, value in given.items() if key != "key_filename"}
+    return rest | ({"key_filename": by_hand} if by_hand else {})
 
 
 def _open(

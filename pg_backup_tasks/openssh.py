@@ -53,15 +53,17 @@ class KnownKeys:
 
 
 def route(name: str, config: str = "") -> Route:
-    """Return how OpenSSH would reach *name*: an alias, a host, `user@host` or an `ssh://` URL.
+    """Return how OpenSSH would reach *name*: an alias, a host, `user@host`, `user@host:port` or an `ssh://` URL.
 
     *config* is read in the place of `~/.ssh/config`. Raises Refused for what is no name of a host.
     Source: ssh(1), `-G`; ssh_config(5).
     """
     if not name or name.startswith("-") or re.search(r"[\s\x00-\x1f\x7f]", name):
         raise Refused(f"{name!r} is no host.", hint="--host NAME, as in `ssh NAME`")
+    # As Fabric has it; to ssh that would be a host with a colon in its name.
+    asked = f"ssh://{name}" if re.fullmatch(r"[^:/]+:\d+", name) else name
     said: dict[str, list[str]] = {}
-    for line in _ask("ssh", *(("-F", config) if config else ()), "-G", "--", name).splitlines():
+    for line in _ask("ssh", *(("-F", config) if config else ()), "-G", "--", asked).splitlines():
         key, _, value = line.partition(" ")
         said.setdefault(key.lower(), []).append(value)
 

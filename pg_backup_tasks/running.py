@@ -126,15 +126,20 @@ class Run:
         return self.desk.store.find(word, self.desk.cwd, self.report.pick)
 
 
-def each(c: Context, host: str, work: Callable[[Run], R], *, json: bool = False, quiet: bool = False) -> R | None:
+def each(
+    c: Context, host: str, work: Callable[[Run], R], *, json: bool = False, quiet: bool = False, alone: bool = False
+) -> R | None:
     """Do *work* here, or on the host, or on each of several side by side; return what it returned, if there is one.
 
-    Under `fab -H` it is done on Fabric's host. Whatever goes wrong ends the task with a sentence and its exit code.
+    Under `fab -H` it is done on Fabric's host; *alone* is what takes one host at most. Whatever goes wrong ends the
+    task with a sentence and its exit code.
     """
     # Whoever asks for a plan wants to read it, cron's silent task or not.
     quiet = quiet and not c.config.run.dry
     with _telling(c, json=json, quiet=quiet) as (settings, report):
         hosts = _hosts(c, host)
+        if alone and len(hosts) > 1:
+            raise Refused("What comes from several hosts cannot all go into one database.", hint="--host ONE")
         if hosts and c.config.run.dry:
             _plan_far(settings, report, hosts)
             return None

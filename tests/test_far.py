@@ -161,9 +161,20 @@ def test_the_whole_story(pair: Pair) -> None:
     assert len(done.json["kept"]) == 2
 
 
-@pytest.mark.parametrize("format_", ["dump", "tar", "sql.gz", "sql"])
-@pytest.mark.parametrize("mode", ["", "--data-only", "--schema-only --clean", "--table lone", "--into"])
-def test_every_mode_from_every_format(pair: Pair, format_: str, mode: str) -> None:
+MODES = ["", "--data-only", "--schema-only --clean", "--table lone", "--into"]
+# Each mode and each format once among the quick ones.
+QUICK = {("", "sql.gz"), ("--data-only", "dump"), ("--schema-only --clean", "sql"), ("--table lone", "tar")}
+
+
+@pytest.mark.parametrize(
+    ("mode", "format_"),
+    [
+        pytest.param(mode, format_, marks=() if (mode, format_) in QUICK else pytest.mark.slow)
+        for mode in MODES
+        for format_ in ("dump", "tar", "sql.gz", "sql")
+    ],
+)
+def test_every_mode_from_every_format(pair: Pair, mode: str, format_: str) -> None:
     name = pair.host("db.backup", "--json").json["name"]
     path = f"backups/postgres/{name}.{format_}"
     pair.as_owner("delete from drinks where id % 2 = 0; update lone set n = 8; create table other as select 1")
@@ -617,6 +628,7 @@ def test_a_pull_into_the_very_database_is_refused(pair: Pair) -> None:
 def test_fetch_and_pull_are_about_another_machine(pair: Pair) -> None:
     assert pair.inv("db.fetch", "latest").code == 2
     assert pair.inv("db.pull", "--force").code == 2
+    assert pair.inv("db.pull", "--force", "--host", "prod,twin").code == 2
     pair.near.environ["INVOKE_DB_BACKUPS"] = "backups/prod"
     done = pair.inv("db.fetch", "latest", "--host", "prod")
     assert done.code == 2
