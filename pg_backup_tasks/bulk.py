@@ -8,6 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Protocol
 
 from isal import isal_zlib
@@ -26,6 +27,7 @@ _PACKED_AHEAD = 32
 _GZIP = 31  # zlib's window bits for a gzip header around deflate
 # A thousand times as much may come out of a chunk as went in.
 _UNPACKED_AT_ONCE = 1 << 20
+_FLUSH_EVERY = 0.3
 _LEVEL = 2  # as quick as level 1 and 3 % smaller
 
 
@@ -109,8 +111,13 @@ class Hashing:
         self._hash.update(data)
         self._size += len(data)
 
-    def close(self) -> Digest:
-        os.fsync(self._file.fileno())
+    def flush(self) -> None:
+        """Return when what has been written is on disk."""
+        os.fdatasync(self._file.fileno()) if hasattr(os, "fdatasync") else os.fsync(self._file.fileno())
+
+    def close(self, *, sync: bool = True) -> Digest:
+        if sync:
+            os.fsync(self._file.fileno())
         self._file.close()
         return Digest(self._size, self._hash.hexdigest())
 
@@ -180,9 +187,60 @@ def chunks(stream: Readable, cancelled: threading.Event) -> Iterator[bytes]:
         yield data
 
 
+class Keeper(threading.Thread):
+    """Writes a file on a core of its own, and on to the disk all along: little is left to wait for at the end."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(daemon=True)
+        self._file = Hashing(path)
+        self._queue: queue.Queue[bytes | None] = queue.Queue(_PACKED_AHEAD)
+        self._ended = threading.Event()
+        self._error: Exception | None = None
+        self._flusher = threading.Thread(target=self._flush, daemon=True)
+        self._flusher.start()
+        self.start()
+
+    def run(self) -> None:
+        while (data := self._queue.get()) is not None:
+            try:
+                if not self._error:
+                    self._file.write(data)
+            except Exception as error:  # noqa: BLE001 - handed to whoever gives us more
+                self._error = error
+        self._ended.set()
+
+    def _flush(self) -> None:
+        while not self._ended.wait(_FLUSH_EVERY):
+            # What goes wrong is told by the last one, which close() waits for.
+            with suppress(OSError):
+                self._file.flush()
+
+    def write(self, data: bytes) -> None:
+        if self._error:
+            raise self._error
+        self._queue.put(data)
+
+    def close(self) -> Digest:
+        self._join()
+        if self._error:
+            self._file.abandon()
+            raise self._error
+        return self._file.close(sync=False)
+
+    def abandon(self) -> None:
+        """End without waiting for the disk."""
+        self._join()
+        self._file.abandon()
+
+    def _join(self) -> None:
+        self._queue.put(None)
+        self.join()
+        self._flusher.join()
+
+
 def keep(pieces: Iterable[bytes], path: str) -> Digest:
-    """Write *pieces* into a file; return its digest once it is on disk."""
-    file = Hashing(path)
+    """Write *pieces* into a file; return its digest, most of it on disk and the rest on its way."""
+    file = Keeper(path)
     try:
         for piece in pieces:
             file.write(piece)

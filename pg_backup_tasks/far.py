@@ -31,10 +31,12 @@ class FarProcess:
     *script* is what posix.script() made of it. It is what process.Process is on this machine.
     """
 
-    def __init__(self, line: Line, command: Command, script: bytes, *, output: bool = False) -> None:
+    def __init__(
+        self, line: Line, command: Command, script: bytes, *, output: bool = False, bulk: bool = False
+    ) -> None:
         self.command = command
         self._line = line
-        self._channel = line.open(script, shell.secret_lines(command))
+        self._channel = line.open(script, shell.secret_lines(command), bulk=bulk)
         self.output = FarOutput(line, self._channel)
         self._said = b""
         self._listener = threading.Thread(target=self._listen, daemon=True)

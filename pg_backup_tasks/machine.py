@@ -160,7 +160,7 @@ class Machine(Protocol):
         ...
 
     def bring(self, path: str, local: str, progress: Progress) -> Digest:
-        """Copy a file of that machine to *local* on the one we run on; return its digest once it is on disk."""
+        """Copy a file of that machine to *local* on the one we run on; return its digest; flush() makes it last."""
         ...
 
     def tools(self, extra: Sequence[str]) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from .process import PsqlSession
 from .sqltext import SqlDump
 
 _READ_AT_ONCE = 500
+_HANDED_ON = 1 << 20
 _LS = re.compile(r"\S+ +\d+ +\S+ +\S+ +(?P<bytes>\d+) +\S+ +\S+ +\S+ (?P<name>.*)")
 # What the far tools say at the end of a complaint, as errors that this machine would have raised itself.
 _COMPLAINTS = {
@@ -71,18 +72,20 @@ class There:
         found = [line.split("\t", 1) for line in self._ask(shell.TOOLS, *extra).out.splitlines() if "\t" in line]
         return [(folder, version) for folder, version in found]
 
-    def _process(self, command: Command, *, output: bool = True) -> FarProcess:
+    def _process(self, command: Command, *, output: bool = True, bulk: bool = False) -> FarProcess:
         """Start a command that our end of the line keeps alive."""
         _, text, _, *words = shell.guarded(command)
-        return self._begin(command, text, words, output=output)
+        return self._begin(command, text, words, output=output, bulk=bulk)
 
     def _conversation(self, command: Command) -> FarProcess:
         """Start a command that reads what we say."""
         _, text, _, *words = shell.conversation(command)
         return self._begin(command, text, words, output=True)
 
-    def _begin(self, command: Command, text: str, words: Sequence[str], *, output: bool) -> FarProcess:
-        return FarProcess(self._line, command, self._script(text, words, command.env), output=output)
+    def _begin(
+        self, command: Command, text: str, words: Sequence[str], *, output: bool, bulk: bool = False
+    ) -> FarProcess:
+        return FarProcess(self._line, command, self._script(text, words, command.env), output=output, bulk=bulk)
 
     def _script(
         self, text: str, words: Sequence[str], env: Sequence[tuple[str, str]] = (), *, tied: bool = True
@@ -153,10 +156,10 @@ class There:
         return Digest(int(size), sha256)
 
     def bring(self, path: str, local: str, progress: Progress) -> Digest:
-        with self._process(Command(("sh", "-c", 'exec cat <"$1"', "bring", path))) as process:
+        with self._process(Command(("sh", "-c", 'exec cat <"$1"', "bring", path)), bulk=True) as process:
 
             def pieces() -> Iterator[bytes]:
-                for data in _chunks(process.output):
+                for data in _gathered(_chunks(process.output)):
                     progress(len(data))
                     yield data
                 # What was cut short is not whole: nothing is to be kept of it.
@@ -393,6 +396,19 @@ def _chunks(output: FarOutput) -> Iterator[bytes]:
 def _printing(format_: Format) -> Command:
     """Return what prints plain SQL that it is given as standard input."""
     return Command(("gzip", "-dc") if format_ is Format.SQL_GZ else ("cat",))
+
+
+def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield what *pieces* hold in pieces that are worth handing to another thread."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _HANDED_ON:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
 
 
 def _codes(said: bytes) -> dict[str, str]:

@@ -784,3 +784,36 @@ def test_a_far_run_that_died_holds_nothing(far: Far, folder: Path) -> None:
         with lock.hold(Here(), str(folder), "db.restore", clock):
             assert len(list(folder.iterdir())) == 2
         assert list(folder.iterdir()) == []
+
+
+# Bringing home
+
+
+def test_a_file_is_brought_whole(machine: Machine, folder: Path) -> None:
+    data = secrets.token_bytes(5_000_001)
+    (folder / "-a \\b").write_bytes(data)
+    seen: list[int] = []
+    found = machine.bring(f"{folder}/-a \\b", f"{folder}/came", seen.append)
+    assert found == Digest(len(data), hashlib.sha256(data).hexdigest())
+    assert (folder / "came").read_bytes() == data
+    assert sum(seen) == len(data)
+    assert machine.bring("/dev/null", f"{folder}/empty", seen.append) == Digest(0, hashlib.sha256().hexdigest())
+
+
+def test_a_file_that_cannot_be_brought(machine: Machine, folder: Path) -> None:
+    with pytest.raises((CommandError, OSError)):
+        machine.bring(f"{folder}/not there", f"{folder}/came", lambda _: None)
+    (folder / "large").write_bytes(bytes(5_000_000))
+    with pytest.raises(OSError, match="No space left"):
+        machine.bring(f"{folder}/large", "/dev/full", lambda _: None)
+
+
+def test_many_small_files_at_once(machine: Machine, folder: Path) -> None:
+    contents = [b"", b"\n", b"-\n12\n", bytes(range(256)), "é".encode()] * 300
+    paths = [str(folder / f"file {n}\n'x'") for n in range(len(contents))]
+    for path, data in zip(paths, contents, strict=True):
+        Path(path).write_bytes(data)
+    asked = [*paths[:700], f"{folder}/not there", *paths[700:]]
+    assert machine.read_all(asked) == [*contents[:700], None, *contents[700:]]
+    machine.remove(*asked)
+    assert list(folder.iterdir()) == []
