@@ -51,11 +51,19 @@ class Sshd:
 
 @contextmanager
 def running_sshd(
-    folder: Path, user: str = "", *, address: str = "127.0.0.1", namespace: str = "", path: str = "", zone: str = ""
+    folder: Path,
+    user: str = "",
+    *,
+    address: str = "127.0.0.1",
+    namespace: str = "",
+    path: str = "",
+    zone: str = "",
+    more: str = "",
 ) -> Iterator[Sshd]:
     """Run an sshd of our own in *folder*, which lets *user* in (else whoever we are).
 
-    It listens at *address*, perhaps in a network *namespace*; its sessions have *path* for PATH, and a time *zone*.
+    It listens at *address*, perhaps in a network *namespace*; its sessions have *path* for PATH, and a time *zone*; *more*
+    is what else its configuration says.
     """
     for name in ("host", "key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
@@ -73,6 +81,7 @@ def running_sshd(
         f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
         f"AllowUsers {sshd.user}\nPermitRootLogin prohibit-password\nPrintMotd no\nSubsystem sftp internal-sftp\n"
         + (f"SetEnv {env}\n" if env else "")
+        + more
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what its package makes when the service starts

@@ -63,8 +63,7 @@ class Line:
         self._connections = [connect()]
         self._lost = threading.Event()
         self._closed = threading.Event()
-        self._keeper = self.open(posix.script(posix.KEEPER, (), (), None))
-        self.keeper = self._first_word()
+        self._keeper, self.keeper = self._begin()
         for work in (self._beat, self._listen):
             threading.Thread(target=work, daemon=True).start()
 
@@ -85,16 +84,17 @@ class Line:
 
     def send(self, channel: paramiko.Channel, data: bytes) -> None:
         """Send *data* to what runs at the other end of a channel. Raises OSError where that has ended."""
-        while data:
+        done = 0
+        while done < len(data):
             try:
-                sent = channel.send(data[:_PIECE])
+                sent = channel.send(data[done : done + _PIECE])
             except TimeoutError:
                 self.check()
                 signals.check()
                 continue
             if not sent:
                 raise BrokenPipeError
-            data = data[sent:]
+            done += sent
 
     def check(self) -> None:
         """Raise Lost if the line was cut."""
@@ -129,24 +129,41 @@ class Line:
         except (paramiko.SSHException, EOFError, OSError, AttributeError):
             raise Lost(self.host) from None
 
-    def _first_word(self) -> str:
-        word, deadline = b"", time.monotonic() + _SOON
-        while not word.endswith(b"\n"):
+    def _begin(self) -> tuple[paramiko.Channel, str]:
+        """Start the keeper; return the channel to it and its number. Raises Unreachable where it cannot be started."""
+        try:
+            channel = self.open(posix.script(posix.KEEPER, (), (), None))
+            said = self._first_line(channel)
+        except Lost:
+            said = ""
+        except BaseException:
+            self.close()
+            raise
+        if said.isdecimal():
+            return channel, said
+        self.close()
+        if said:
+            raise Unreachable(
+                f"{self.host} says {said[:60]!r}, and no command of ours can be told from that.",
+                hint="let what its login shell reads (~/.bashrc) say nothing where there is no terminal",
+            )
+        raise Unreachable(
+            f"{self.host} lets us in, but runs no commands for us.",
+            hint=f"ssh {self.host} true, which must end without a word",
+        )
+
+    def _first_line(self, channel: paramiko.Channel) -> str:
+        said, deadline = b"", time.monotonic() + _SOON
+        while b"\n" not in said and time.monotonic() < deadline:
             try:
-                data = self._keeper.recv(64)
+                data = channel.recv(64)
             except TimeoutError:
                 signals.check()
-                if time.monotonic() < deadline:
-                    continue
-                data = b""
+                continue
             if not data:
-                self.close()
-                raise Unreachable(
-                    f"{self.host} lets us in, but runs no commands for us.",
-                    hint=f"ssh {self.host} true, which must end without a word",
-                )
-            word += data
-        return word.decode().split()[-1]
+                break
+            said += data
+        return said.decode(errors="replace").partition("\n")[0]
 
     def _beat(self) -> None:
         while not self._closed.wait(_BEAT):

@@ -182,6 +182,17 @@ def test_what_openssh_says_is_what_holds(tmp_path: Path) -> None:
     assert (by_url.host, by_url.port, by_url.user) == ("db.example", 99, "someone")
 
 
+def test_a_host_that_runs_no_commands() -> None:
+    with an_sshd(more="ForceCommand false\n") as sshd:
+        assert refused(sshd.config).startswith("far lets us in, but runs no commands for us.\nTry: ssh far true")
+
+
+def test_a_login_shell_that_talks() -> None:
+    with an_sshd(more='ForceCommand echo "Welcome, all of you"; exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n') as sshd:
+        said = refused(sshd.config)
+    assert said.startswith("far says 'Welcome, all of you', and no command of ours")
+
+
 # Keys
 
 
