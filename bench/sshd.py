@@ -62,8 +62,8 @@ def running_sshd(
 ) -> Iterator[Sshd]:
     """Run an sshd of our own in *folder*, which lets *user* in (else whoever we are).
 
-    It listens at *address*, perhaps in a network *namespace*; its sessions have *path* for PATH, and a time *zone*; *more*
-    is what else its configuration says.
+    It listens at *address*, perhaps in a network *namespace*; its sessions have *path* for PATH, and a time *zone*;
+    *more* is what else its configuration says.
     """
     for name in ("host", "key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
