@@ -328,6 +328,27 @@ def check_rows(expected: dict[str, int]) -> str:
     return "".join(["set client_encoding to 'UTF8';\n", *blocks])
 
 
+def count_rows(session: Session) -> dict[str, int]:
+    """Return the rows of every table that can be read, by `schema.table`."""
+    readable = (
+        "select coalesce(json_agg(json_build_array(n.nspname, c.relname) order by 1), '[]') "
+        "from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+        "where c.relkind = 'r' and c.relpersistence <> 't' and n.nspname not like 'pg\\_%' "
+        "and n.nspname <> 'information_schema' and has_table_privilege(c.oid, 'SELECT') "
+        "and has_schema_privilege(n.oid, 'USAGE')"
+    )
+    names = answer(session, readable)
+    counted: dict[str, int] = {}
+    for first in range(0, len(names), _COUNTED_AT_ONCE):
+        counts = " union all ".join(
+            f"select {literal(f'{schema}.{table}')} as name, count(*) as rows "
+            f"from only {identifier(schema)}.{identifier(table)}"
+            for schema, table in names[first : first + _COUNTED_AT_ONCE]
+        )
+        counted |= answer(session, f"select json_object_agg(name, rows) from ({counts}) t")
+    return counted
+
+
 def to_analyze(session: Session) -> list[str]:
     """Return the tables and materialized views that `analyze` goes through, as SQL names them, the largest first."""
     found: list[str] = answer(

@@ -66,6 +66,8 @@ def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
 def _needed(desk: Desk) -> dict[str, str]:
     """Return the backups that something remembered here would miss."""
     needed = {change.before: "db.undo needs it" for change in desk.journal.done() if change.how == "in place"}
+    migrations = (m for m in desk.migrations.all() if m.state != "rolled back")
+    needed |= {migration.backup: "db.rollback needs it" for migration in migrations}
     if change := desk.journal.under_way():
         needed |= dict.fromkeys((change.before, change.backup), f"{change.task} was cut off")
     return needed

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .desk import Desk
     from .fetch import Fetched
     from .info import Info
+    from .migrate import Verdict as Outcome
     from .model import Mode
     from .restore import Result
     from .store import Backup
@@ -249,7 +250,7 @@ def cleanup(
 
 
 def _confirm_cleanup(run: Run, confirm: str) -> None:
-    yes = run.consent(force=True, confirm=confirm)
+    yes = run.consent(force=False, confirm=confirm, lenient=True)
     if yes.protected or yes.host or confirm:
         name = run.desk.choice.database.name
         yes.check(name)
@@ -262,6 +263,65 @@ def _whole(flag: str, text: str) -> int | None:
     if not text.isascii() or not text.isdecimal() or len(text) > 6:
         raise Refused(f"{flag} takes a whole number above 0.", hint=f"{flag} 30")
     return int(text)
+
+
+@task(
+    auto_shortflags=False,
+    help={
+        "command": "the migration, instead of the setting's (pnpm db:migrate)",
+        "timeout": "seconds it may take before it is ended and rolled back; 0: as long as it likes",
+        "confirm": _CONFIRM,
+        "wait": _WAIT,
+        "host": _HOST,
+        "json": _JSON,
+    },
+)
+def migrate(
+    c: Context,
+    command: str = "",
+    timeout: str = "",
+    confirm: str = "",
+    wait: str = "0",
+    host: str = "",
+    json: bool = False,
+) -> Outcome | None:
+    """Back up, migrate, check; on any failure put the database back exactly as it was."""
+
+    def work(run: Run) -> Outcome | None:
+        from . import migrate as workflow
+
+        limit = None if not timeout else 0 if timeout == "0" else _whole("--timeout", timeout)
+        order = workflow.Order(command, limit, _seconds(wait))
+        if run.dry:
+            run.report.planned(workflow.plan(run.desk, order))
+            return None
+        outcome = workflow.migrate(run.desk, order, run.consent(force=False, confirm=confirm, lenient=True))
+        run.report.migrated(outcome)
+        if outcome.code:
+            raise Exit(code=outcome.code)
+        return outcome
+
+    return each(c, host, work, json=json)
+
+
+@task(auto_shortflags=False, help={"force": _FORCE, "confirm": _CONFIRM, "wait": _WAIT, "host": _HOST, "json": _JSON})
+def rollback(
+    c: Context, force: bool = False, confirm: str = "", wait: str = "0", host: str = "", json: bool = False
+) -> Result | None:
+    """Restore the backup that the last db.migrate began with."""
+
+    def work(run: Run) -> Result | None:
+        from . import rollback as workflow
+
+        if run.dry:
+            run.report.planned(workflow.plan(run.desk))
+            return None
+        result = workflow.rollback(run.desk, run.consent(force, confirm), _seconds(wait))
+        if result:
+            run.report.restored(result, counted=True)
+        return result
+
+    return each(c, host, work, json=json)
 
 
 @task(name="list", auto_shortflags=False, help={"type": "only backups of this type", "host": _HOST, "json": _JSON})
@@ -372,7 +432,21 @@ def pull(
     return each(c, host, work, json=json, alone=True)
 
 
-ns = Collection("db", backup, backup_auto, backup_pre_migrate, restore, undo, cleanup, list_, verify, fetch, pull)
+ns = Collection(
+    "db",
+    backup,
+    backup_auto,
+    backup_pre_migrate,
+    restore,
+    undo,
+    cleanup,
+    list_,
+    verify,
+    migrate,
+    rollback,
+    fetch,
+    pull,
+)
 with told():
     # The files beside our own code are nobody's settings.
     ns.configure(settings_.config())

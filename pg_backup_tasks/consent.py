@@ -13,7 +13,7 @@ class Consent:
     """What was said beforehand, and whether there is a terminal to ask in.
 
     *confirm* is the database's name where it was given, *protected* are those that ask for it, *host* is the host all
-    of whose databases do.
+    of whose databases do; *lenient* asks for nothing else.
     """
 
     force: bool = False
@@ -21,6 +21,7 @@ class Consent:
     interactive: bool = False
     protected: tuple[str, ...] = ()
     host: str = ""
+    lenient: bool = False
 
     def protects(self, database: str) -> bool:
         """Whether its name must be said before it is changed."""
@@ -38,7 +39,7 @@ class Consent:
                     f"{self._named(database)} is protected: whoever changes it must say its name.",
                     hint=f"--confirm {database}",
                 )
-        elif not self.force and not self.interactive:
+        elif not (self.force or self.lenient or self.interactive):
             raise Refused(
                 f"There is no terminal to ask in whether to change {database}.", hint="--force answers yes beforehand"
             )
@@ -50,7 +51,7 @@ class Consent:
         if self.protects(database):
             if report.ask(f"{self._named(database)} is protected. {question} Type its name to go on:") != database:
                 raise Refused("Nothing was changed.")
-        elif not self.force and not report.confirm(question):
+        elif not (self.force or self.lenient or report.confirm(question)):
             raise Refused("Nothing was changed.")
 
     def _named(self, database: str) -> str:

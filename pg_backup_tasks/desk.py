@@ -16,6 +16,7 @@ from .environment import Choice
 from .errors import Failed, Refused
 from .journal import Journal
 from .machine import CommandError, Machine, Session
+from .migration import Migrations
 from .model import Database
 from .postgres import Tools
 from .settings import Settings
@@ -117,6 +118,11 @@ class Desk:
     def journal(self) -> Journal:
         """The journal that lies with the backups."""
         return Journal(self.machine, self.store.folder)
+
+    @property
+    def migrations(self) -> Migrations:
+        """What is remembered of migrations, which lies with the backups."""
+        return Migrations(self.machine, self.store.folder)
 
     @cached_property
     def tools(self) -> list[Tools]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import url
 from .errors import Refused
@@ -35,6 +35,8 @@ class Choice:
 
     database: Database
     left_out: tuple[str, ...] = ()
+    url: str = field(default="", repr=False)
+    """The URL itself, for a command that is to work on that database."""
 
 
 def read_env_file(text: str, path: str) -> dict[str, str]:
@@ -155,7 +157,7 @@ def _pick(variables: Mapping[str, str], where: str, allow_pooler: bool) -> Choic
         return None
     main = url.parse(variables[MAIN], where)
     if not main.pooled:
-        return Choice(main.database, main.left_out)
+        return Choice(main.database, main.left_out, variables[MAIN].strip())
     for name in url.DIRECT_NAMES:
         if variables.get(name, "").strip():
             direct = url.parse(variables[name], f"{where} ({name})")
@@ -165,10 +167,10 @@ def _pick(variables: Mapping[str, str], where: str, allow_pooler: bool) -> Choic
                     f"names {main.database.name}.",
                     hint=f"let {name} name the same database without the pooler",
                 )
-            return Choice(direct.database, direct.left_out)
+            return Choice(direct.database, direct.left_out, variables[name].strip())
     if not allow_pooler:
         raise Refused(
             f"DATABASE_URL in {where} goes through a connection pooler, which a dump must not.",
             hint="put the direct URL beside it as DIRECT_URL, or set INVOKE_DB_ALLOW_POOLER=true",
         )
-    return Choice(main.database, main.left_out)
+    return Choice(main.database, main.left_out, variables[MAIN].strip())

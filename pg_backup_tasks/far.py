@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -43,6 +43,10 @@ class FarProcess:
         self._listener.start()
         if not output:
             threading.Thread(target=self._drain, daemon=True).start()
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield what the command prints, line by line, as it comes."""
+        return iter(self.output.readline, b"")
 
     def send(self, data: bytes) -> None:
         """Write to the command's standard input; one that has ended is told nothing."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from . import bulk, machine, process, shell, signals
 from .archive import DamagedError
 from .errors import Failed
-from .machine import CommandError, Derived, Done, Entry, Examined, Job, Load, Progress, Session
+from .machine import CommandError, Derived, Done, Entry, Examined, Followed, Job, Load, Progress, Session
 from .model import Command, Digest, Format, Item, format_of
 from .sqltext import SqlDump
 
@@ -42,6 +42,9 @@ class Here:
 
     def start(self, command: Command) -> AbstractContextManager[Job]:
         return process.Process(command)
+
+    def follow(self, command: Command) -> AbstractContextManager[Followed]:
+        return process.Process(command, output=True)
 
     def session(self, command: Command) -> AbstractContextManager[Session]:
         return process.converse(command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -91,6 +91,18 @@ class Job(Protocol):
     def wait(self) -> Done: ...
 
 
+class Followed(Job, Protocol):
+    """A command at work beside us that we listen to."""
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield what it prints, line by line, as it comes."""
+        ...
+
+    def stop(self) -> None:
+        """End it, and whatever it has started."""
+        ...
+
+
 class Session(Protocol):
     """psql with a connection held open; leaving its `with` block ends both."""
 
@@ -119,6 +131,10 @@ class Machine(Protocol):
 
     def start(self, command: Command) -> AbstractContextManager[Job]:
         """Start *command*, which writes its own files."""
+        ...
+
+    def follow(self, command: Command) -> AbstractContextManager[Followed]:
+        """Start *command* to listen to what it prints."""
         ...
 
     def session(self, command: Command) -> AbstractContextManager[Session]:

@@ -137,6 +137,11 @@ def pg_dump(
     return connected(tools, "pg_dump", database, arguments, options=options)
 
 
+def dump_schema(tools: Tools, database: Database, options: str) -> Command:
+    """Return pg_dump printing the schema, and what belongs to it, as SQL."""
+    return connected(tools, "pg_dump", database, ("--schema-only",), options=options)
+
+
 def print_sql(tools: Tools) -> Command:
     """Return pg_restore printing the archive it reads from standard input as SQL."""
     return Command((tools.path("pg_restore"), "--file=-"))

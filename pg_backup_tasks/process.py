@@ -61,6 +61,10 @@ class Process:
         assert self._popen.stdout is not None
         return Output(self._popen.stdout)
 
+    def lines(self) -> Iterator[bytes]:
+        """Yield what the command prints, line by line, as it comes."""
+        return iter(self.output.readline, b"")
+
     def send(self, data: bytes) -> None:
         """Write to the command's standard input; one that has ended is told nothing."""
         with signals.waiting():

@@ -21,7 +21,7 @@ from . import columns, signals
 from .columns import Row
 from .errors import Refused, TaskError
 from .model import Format, Mode
-from .units import duration, short_age, size
+from .units import duration, listed, short_age, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .desk import Gauge
     from .fetch import Fetched
     from .journal import Change
+    from .migrate import Verdict as Outcome
     from .restore import Result
     from .store import Backup
     from .verify import Verdict
@@ -233,6 +234,31 @@ class Report:
                 self.note(line)
                 print(self._clean(line))
 
+    def migrated(self, verdict: Outcome) -> None:
+        """Show how a migration ended: what was applied, what differs, and what to do where it is left open."""
+        self.note(f"{verdict.outcome}: {verdict.database}, {verdict.why}")
+        changed = verdict.changed
+        if self._as_json:
+            self.document(
+                {
+                    "outcome": verdict.outcome,
+                    "backup": verdict.backup,
+                    "command_exit": verdict.command_exit,
+                    "seconds": verdict.seconds,
+                    "migrations": {"before": verdict.before, "after": verdict.after},
+                    "changed": changed and {"schema": changed.schema, "tables": changed.tables},
+                }
+            )
+        for line in _what_changed(verdict):
+            print(self._clean(line), file=_stderr() if verdict.code or self._as_json else sys.stdout)
+        if verdict.code:
+            print(self._clean(verdict.why), file=_stderr())
+            if verdict.hint:
+                print(self._clean(f"Try: {verdict.hint}"), file=_stderr())
+        elif not self._as_json:
+            print(f"Migrated {verdict.database} in {duration(verdict.seconds)}.")
+            print(self._clean(f"{verdict.backup} is how it was before; inv db.rollback goes back to it."))
+
     def fetched(self, fetched: Fetched) -> None:
         """Show a backup that has come from a host."""
         backup = fetched.backup
@@ -275,6 +301,20 @@ class Report:
 
     def _changed(self, result: Result) -> None:
         self.document({key: getattr(result, key) for key in ("backup", "database", "mode", "how", "seconds")})
+
+
+def _what_changed(verdict: Outcome) -> Iterator[str]:
+    """Yield what a migration applied and what differs from before it."""
+    past = "" if verdict.outcome == "migrated" else " had"
+    new = [name for name in verdict.after or [] if name not in (verdict.before or [])]
+    if new:
+        yield f"Applied  {listed(new)}"
+    if verdict.changed is None:
+        return
+    if verdict.changed.schema:
+        yield f"Schema  {past} changed"
+    for table, (before, after) in verdict.changed.tables.items():
+        yield f"Rows     {table}: {'none' if before is None else before}, then {'gone' if after is None else after}"
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):

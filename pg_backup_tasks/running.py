@@ -101,13 +101,16 @@ class Run:
         self.dry = dry
         self._host = host
 
-    def consent(self, force: bool, confirm: str) -> Consent:
-        """Return what was said beforehand of the database to change, and whether there is a terminal to ask in."""
+    def consent(self, force: bool, confirm: str, *, lenient: bool = False) -> Consent:
+        """Return what was said beforehand of the database to change, and whether there is a terminal to ask in.
+
+        A *lenient* one asks for nothing but the name of what is protected.
+        """
         from .consent import Consent
 
         host = self._host.name if self._host and self._host.protected else ""
         protected = self.desk.settings.protected
-        return Consent(force, confirm, interactive=sys.stdin.isatty(), protected=protected, host=host)
+        return Consent(force, confirm, sys.stdin.isatty(), protected, host, lenient)
 
     def consent_here(self, force: bool, confirm: str) -> Consent:
         """Return the same of a database on this machine."""

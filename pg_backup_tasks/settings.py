@@ -35,6 +35,9 @@ class Settings:
     protected: tuple[str, ...] = ()
     aside_hours: int = 24
     retention: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    migrate: str = "pnpm db:migrate"
+    migrate_timeout: int = 3600
+    smoke: str = ""
     hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ssh_config: str = ""
     log: str = "backups/pg_backup_tasks.log"
@@ -48,7 +51,8 @@ FIELDS = {f.name: f for f in fields(Settings)}
 _TYPES = typing.get_type_hints(Settings)
 # What can be said of a host beside how to reach it, because it may be another there.
 OF_A_HOST = (
-    "backups", "env_file", "allow_pooler", "pg_bin", "lock_timeout", "jobs", "in_place", "aside_hours",
+    "backups", "env_file", "allow_pooler", "pg_bin", "lock_timeout", "jobs", "in_place", "aside_hours", "migrate",
+    "migrate_timeout", "smoke",
 )  # fmt: skip
 _TABLES = [name for name, kind in _TYPES.items() if kind == Mapping[str, Mapping[str, Any]]]
 

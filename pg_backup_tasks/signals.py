@@ -101,6 +101,12 @@ def close() -> None:
         watch.closed = True
 
 
+def ignore() -> None:
+    """Let nothing in any more, nor raise what has come in: what is left to do must be done whatever comes."""
+    if watch := _mine():
+        watch.closed = True
+
+
 def sleep(seconds: float) -> None:
     """Sleep, letting signals in."""
     with waiting():

@@ -160,6 +160,7 @@ def drop_expired(desk: Desk, server: Connection) -> None:
 
 def settle(desk: Desk) -> None:
     """Find out how the change ended that a dead run was making, and say so; only under the lock."""
+    _tell_of_migrations(desk)
     change = desk.journal.under_way()
     if change is None:
         return
@@ -181,9 +182,19 @@ def settle(desk: Desk) -> None:
 
 def tell(desk: Desk) -> None:
     """Say that a dead run was making a change, without looking how it ended."""
+    _tell_of_migrations(desk)
     change = desk.journal.under_way()
     if change and not desk.machine.alive(change.presence):
         desk.report.warn(f"{_cut_off(change)} The next backup, restore or undo finds out how it ended.")
+
+
+def _tell_of_migrations(desk: Desk) -> None:
+    for migration in desk.migrations.all():
+        if migration.state == "under way" and not desk.machine.alive(migration.presence):
+            desk.report.warn(
+                f"db.migrate of {migration.name} was cut off at {migration.at}: what it left is neither migrated nor "
+                "as before. inv db.rollback puts it back."
+            )
 
 
 def _cut_off(change: Change) -> str:

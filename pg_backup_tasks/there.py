@@ -15,7 +15,7 @@ from . import archive, bulk, machine, posix, shell, signals
 from .errors import Failed
 from .far import FarOutput, FarProcess
 from .line import Line
-from .machine import CommandError, Derived, Done, Entry, Examined, Job, Load, Progress, Session
+from .machine import CommandError, Derived, Done, Entry, Examined, Followed, Job, Load, Progress, Session
 from .model import Command, Digest, Format, Item, format_of
 from .process import PsqlSession
 from .sqltext import SqlDump
@@ -64,6 +64,9 @@ class There:
 
     def start(self, command: Command) -> AbstractContextManager[Job]:
         return self._process(command, output=False)
+
+    def follow(self, command: Command) -> AbstractContextManager[Followed]:
+        return self._process(command)
 
     def session(self, command: Command) -> AbstractContextManager[Session]:
         return PsqlSession(self._conversation(command))

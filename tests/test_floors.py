@@ -18,10 +18,10 @@ HOUSE = {
     "ground": "errors units columns model info",
     "pure": "definitions sqltext archive url environment machine shell posix postgres ability properties emptying "
     "retention",
-    "places": "settings signals embedded bulk process here openssh line far there lock crew store journal catalog "
-    "premise desk hosts",
+    "places": "settings signals embedded bulk process here openssh line far there lock crew store journal migration "
+    "catalog premise desk hosts",
     "workflows": "consent loading data_only single_tables dumps verify switching backup looking restore undo cleanup "
-    "fetch pull",
+    "migrate rollback fetch pull",
     "face": "report beside running collection __init__",
 }
 ORDER = " ".join(HOUSE.values()).split()

@@ -1,0 +1,315 @@
+"""Migrate a database, or put it back exactly as it was: a backup, the command, a check, and a verdict."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from time import monotonic
+
+from . import backup, catalog, looking, postgres, restore, signals, switching, verify
+from .consent import Consent
+from .desk import Connection, Desk
+from .environment import WANTED
+from .errors import Failed, Interrupted, Refused, TaskError
+from .looking import Looker
+from .machine import CommandError
+from .migration import Migration
+from .model import ALL_FORMATS, Command, Format
+from .store import Backup
+from .units import duration, listed
+
+TYPE = "pre_migrate"
+_LOOK = 0.05
+_LAST_WORDS = 2.0
+_TIMED_OUT = 124
+# Whose dumps and restores would see half a migration, or be kept waiting by it.
+_OTHERS = """
+select coalesce(json_agg(distinct application_name), '[]') from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid() and application_name in ('pg_dump', 'pg_restore')
+"""
+# Numbers are given to transactions that write something: if none was given out, nothing was written.
+_NEXT_TRANSACTION = "select pg_snapshot_xmax(pg_current_snapshot())"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for: the *command* (empty: the setting's), the seconds it may take, and to wait for another run."""
+
+    command: str = ""
+    timeout: int | None = None
+    wait: float = 0
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What differs from before the migration: the schema, and each table's rows then and now (None: no such table)."""
+
+    schema: bool
+    tables: dict[str, tuple[int | None, int | None]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a migration ended.
+
+    *outcome* is `migrated`, `rolled back` or `failed`, *why* a sentence for all but the first; *code* is the task's.
+    """
+
+    outcome: str
+    backup: str
+    database: str
+    command_exit: int | None
+    seconds: float
+    before: list[str] | None
+    after: list[str] | None
+    changed: Changed | None
+    why: str = ""
+    code: int = 0
+    hint: str = ""
+
+
+def migrate(desk: Desk, order: Order, yes: Consent) -> Verdict:
+    """Migrate the database or put it back as it was; the verdict says which, and never leaves it open.
+
+    Raises TaskError for what goes wrong before the command is begun: then nothing was migrated.
+    """
+    database = desk.choice.database
+    yes.check(database.name)
+    yes.obtain(desk.report, database.name, f"Migrate {database.name}?")
+    with desk.at_work(f"db.migrate of {database.name}", order.wait):
+        switching.settle(desk)
+        _refuse_after_another(desk)
+        with desk.connect(database) as connection:
+            run = _prepare(desk, order, connection)
+        return run.go()
+
+
+def plan(desk: Desk, order: Order) -> str:
+    """Return what `migrate` would do, as far as that is known without looking."""
+    command = order.command or desk.settings.migrate
+    return (
+        f"Would back up {desk.choice.database} as {TYPE}, run `{command}` in {desk.settings.root}, "
+        "and put the database back as it was should that fail."
+    )
+
+
+def _refuse_after_another(desk: Desk) -> None:
+    last = desk.migrations.last(desk.choice.database)
+    if last and last.state == "under way":
+        raise Refused(
+            f"The migration of {last.name} at {last.at} was cut off; what it left is neither migrated nor as before.",
+            hint="inv db.rollback puts it back as it was",
+        )
+
+
+def _prepare(desk: Desk, order: Order, connection: Connection) -> _Run:
+    """Look whether all this can work, and take the backup; nothing is migrated yet."""
+    database = connection.database
+    if connection.server.standby:
+        raise Refused(f"{database} is a standby: nothing can be migrated there.", hint="its primary")
+    if others := catalog.answer(connection.session, _OTHERS):
+        raise Refused(f"{listed(others)} is at work on {database.name}.", hint="the same again once it has ended")
+    taken = backup.at_work(desk, backup.Order(TYPE, "Before a migration", ALL_FORMATS), connection)
+    dump = verify.open_dump(desk, taken)
+    # What could not be put back is not migrated.
+    Looker(desk, looking.Order(), dump, database).look(connection)
+    assert taken.info
+    return _Run(
+        desk=desk,
+        order=order,
+        taken=taken,
+        before=taken.info.migrations,
+        schema=_schema(desk, connection),
+        mark=connection.session.ask(_NEXT_TRANSACTION),
+    )
+
+
+def _schema(desk: Desk, connection: Connection) -> str:
+    """Return the schema as pg_dump prints it, without what is another word each time."""
+    command = postgres.dump_schema(connection.tools, connection.database, connection.server.options)
+    done = desk.machine.run(command)
+    if done.code:
+        raise CommandError(command, done)
+    return re.sub(r"^\\(?:un)?restrict .*$", "", done.out, flags=re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A migration that is about to be made: *mark* is the number the next transaction gets that writes."""
+
+    desk: Desk
+    order: Order
+    taken: Backup
+    before: list[str] | None
+    schema: str
+    mark: str
+
+    def go(self) -> Verdict:
+        """Run the command and judge what came of it."""
+        desk = self.desk
+        assert self.taken.info
+        migration = Migration(
+            *(desk.choice.database.name, desk.choice.database.host, desk.choice.database.port),
+            backup=self.taken.name,
+            sha256=self.taken.info.files[Format.DUMP.extension].sha256,
+            at=desk.clock().strftime("%Y-%m-%dT%H:%M:%SZ"),
+            state="under way",
+            presence=desk.machine.presence(),
+        )
+        desk.migrations.remember(migration)
+        began = monotonic()
+        code: int | None = None
+        try:
+            code = self._command(self._text, self._timeout)
+            if code:
+                raise Failed(self._why(code))
+            self._smoke()
+            after, changed = self._look()
+        except TaskError as error:
+            return self._roll_back(migration, error, code, began)
+        desk.migrations.ended(migration, "migrated")
+        return self._verdict("migrated", code, began, after, changed)
+
+    @property
+    def _text(self) -> str:
+        return self.order.command or self.desk.settings.migrate
+
+    @property
+    def _timeout(self) -> int:
+        return self.desk.settings.migrate_timeout if self.order.timeout is None else self.order.timeout
+
+    def _why(self, code: int) -> str:
+        if code == _TIMED_OUT:
+            return f"The migration had not ended after {duration(self._timeout)}."
+        return f"The migration ended with exit code {code}."
+
+    def _verdict(
+        self, outcome: str, code: int | None, began: float, after: list[str] | None, changed: Changed | None
+    ) -> Verdict:
+        seconds = round(monotonic() - began, 3)
+        name = self.desk.choice.database.name
+        return Verdict(outcome, self.taken.name, name, code, seconds, self.before, after, changed)
+
+    # The command
+
+    def _command(self, text: str, timeout: int) -> int:
+        """Run *text* in the repository, on the very database that was backed up; pass on what it says as it comes."""
+        desk = self.desk
+        desk.report.say(f"Running {text}")
+        # Whatever it reads, it is that database.
+        secrets = tuple((name, desk.choice.url) for name in WANTED)
+        desk.report.hide(desk.choice.url)
+        words = ("migrate", desk.settings.root, text, "yes" if desk.machine.name else "")
+        # What speaks to people speaks their language.
+        env = tuple((k, v) for k, v in desk.environ.items() if k.startswith(("LANG", "LC_")))
+        command = Command(("sh", "-c", _IN_THE_REPOSITORY, *words), env, secrets)
+        with desk.machine.follow(command) as job:
+            speaker = threading.Thread(target=_pass_on, args=(job.lines(), desk), daemon=True)
+            speaker.start()
+            deadline = monotonic() + timeout if timeout else None
+            while (code := job.poll()) is None:
+                if deadline and monotonic() > deadline:
+                    job.stop()
+                    code = _TIMED_OUT
+                    break
+                signals.sleep(_LOOK)
+            code = code if code == _TIMED_OUT else job.wait().code
+            # What it has left running may hold its output open for ever.
+            speaker.join(_LAST_WORDS)
+        return code
+
+    def _smoke(self) -> None:
+        """Raise Failed unless the check passes that the setting asks for: SQL that answers, or a command."""
+        check = self.desk.settings.smoke
+        if not check:
+            return
+        if re.match(r"(?i)\s*(select|with|table|values)\b", check):
+            with self.desk.connect(self.desk.choice.database) as connection:
+                try:
+                    answer = connection.session.ask(check)
+                except CommandError as error:
+                    raise Failed(f"The check after the migration failed: {error.message}.") from None
+            if answer.split("\n")[0] in ("f", "false", "0", ""):
+                raise Failed(f"The check after the migration answered {answer or 'nothing'}: {check}")
+        elif code := self._command(check, self._timeout):
+            raise Failed(f"The check after the migration ended with exit code {code}.")
+
+    def _look(self) -> tuple[list[str] | None, Changed]:
+        """Return the ledger as it is now, and what differs from before."""
+        assert self.taken.info
+        with self.desk.connect(self.desk.choice.database) as connection:
+            after = catalog.migrations(connection.session)
+            now = catalog.count_rows(connection.session)
+            schema = _schema(self.desk, connection)
+        was = self.taken.info.tables
+        tables = {t: (was.get(t), now.get(t)) for t in sorted(was.keys() | now.keys()) if was.get(t) != now.get(t)}
+        return after, Changed(schema != self.schema, tables)
+
+    # The way back
+
+    def _roll_back(self, migration: Migration, error: TaskError, code: int | None, began: float) -> Verdict:
+        """Put the database back as it was; the verdict says whether that could be done."""
+        desk, name = self.desk, migration.name
+        desk.report.warn(f"{error.message} Putting {name} back as it was.")
+        after, changed = self._count_what_is_lost()
+        try:
+            if self._was_written():
+                back(desk, self.taken, "db.migrate")
+            else:
+                desk.report.say("Nothing had been written since, so there is nothing to put back.")
+        except (TaskError, OSError) as trouble:
+            why = f"{name} is NEITHER MIGRATED NOR ROLLED BACK: {error.message} Then: {_sentence(trouble)}"
+            verdict = self._verdict("failed", code, began, after, changed)
+            return replace(verdict, why=why, code=5, hint="inv db.rollback --force, now: it puts the database back")
+        with suppress(OSError):
+            desk.migrations.ended(migration, "rolled back")
+        why = f"{error.message} {name} was rolled back: schema and rows are as before."
+        verdict = self._verdict("rolled back", code, began, self.before, changed)
+        return replace(verdict, why=why, code=error.code if isinstance(error, Interrupted) else 1)
+
+    def _count_what_is_lost(self) -> tuple[list[str] | None, Changed | None]:
+        try:
+            return self._look()
+        except (TaskError, OSError) as error:
+            # A database that is beyond looking at is put back all the same.
+            self.desk.report.note(f"what the migration changed could not be counted: {error}")
+            return None, None
+
+    def _was_written(self) -> bool:
+        try:
+            with self.desk.connect(self.desk.choice.database) as connection:
+                return connection.session.ask(_NEXT_TRANSACTION) != self.mark
+        except TaskError:
+            return True
+
+
+# Over SSH it is a login shell's, as if typed there: the PATH of nothing less has a pnpm in it.
+_IN_THE_REPOSITORY = r"""
+exec 2>&1
+[ "$LC_ALL" != C ] || unset LC_ALL
+cd -- "$1" || exit
+if [ "$3" ]; then exec "${SHELL:-sh}" -l -c "$2"; else exec sh -c "$2"; fi
+"""
+
+
+def _pass_on(lines: Iterator[bytes], desk: Desk) -> None:
+    # Where the line is cut, others tell it.
+    with suppress(TaskError):
+        for line in lines:
+            desk.report.say(line.decode(errors="replace").rstrip("\n"))
+
+
+def _sentence(error: TaskError | OSError) -> str:
+    return str(error.message) if isinstance(error, TaskError) else f"{error.strerror}."
+
+
+def back(desk: Desk, taken: Backup, task: str) -> restore.Result:
+    """Restore a backup as a whole, with nobody asked any more."""
+    # A signal must not cut short what makes a promise good.
+    signals.ignore()
+    dump = verify.open_dump(desk, taken)
+    work = restore.Work(desk, looking.Order(), dump, desk.choice.database, task)
+    return work.run(Consent(force=True, confirm=desk.choice.database.name))

@@ -1,0 +1,70 @@
+"""What is remembered of the last migration of each database: the backup it began with, and how it ended."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from .machine import Machine
+from .model import Database
+
+State = Literal["under way", "migrated", "rolled back"]
+
+_FILE = ".migrations.json"
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One migration: *backup* and the SHA-256 of its dump, taken right before; *at* is ISO 8601 in UTC."""
+
+    name: str
+    host: str
+    port: int
+    backup: str
+    sha256: str
+    at: str
+    state: State
+    presence: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Which database it migrated."""
+        return self.name, self.host, self.port
+
+
+@dataclass(frozen=True)
+class Migrations:
+    """The last migration of each database, in a backup folder; written under its lock only."""
+
+    machine: Machine
+    folder: str
+
+    def all(self) -> list[Migration]:
+        """Return the last migration of every database."""
+        try:
+            found = json.loads(self.machine.read(f"{self.folder}/{_FILE}") or b"[]")
+        except ValueError:
+            return []
+        return [m for m in map(_migration, found if isinstance(found, list) else []) if m]
+
+    def last(self, database: Database) -> Migration | None:
+        """Return the last migration of *database*."""
+        return next((m for m in self.all() if m.key == (database.name, database.host, database.port)), None)
+
+    def remember(self, migration: Migration) -> None:
+        """Write down how a migration stands."""
+        others = [asdict(m) for m in self.all() if m.key != migration.key]
+        document = json.dumps([*others, asdict(migration)], indent=2)
+        self.machine.write(f"{self.folder}/{_FILE}", document.encode() + b"\n")
+
+    def ended(self, migration: Migration, state: State) -> None:
+        """Write down how a migration has ended."""
+        self.remember(replace(migration, state=state))
+
+
+def _migration(found: Any) -> Migration | None:
+    try:
+        return Migration(**found)
+    except TypeError:
+        return None
