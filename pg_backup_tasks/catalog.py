@@ -97,6 +97,8 @@ select coalesce(json_agg(json_build_array(n.nspname, c.relname)), '[]')
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.relkind = 'r' and c.relpersistence <> 't'
   and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'
+  and not exists (select from pg_depend e where e.classid = 'pg_class'::regclass
+    and e.objid = c.oid and e.deptype = 'e')
 """
 # ONLY: a table that others inherit from has their rows in its dump as little as here.
 _CHECK_ROWS = """
@@ -298,6 +300,11 @@ def size(session: Session) -> int:
 def count_objects(session: Session) -> int:
     """Return how many tables, functions, types and the like the database holds beside its extensions'."""
     return int(session.ask(_OBJECTS))
+
+
+def table_names(session: Session) -> list[str]:
+    """Return the tables a dump will hold, by `schema.table`; unlike tables() it waits for nobody's lock."""
+    return [f"{schema}.{table}" for schema, table in answer(session, _TABLE_NAMES)]
 
 
 def migrations(session: Session) -> list[str] | None:

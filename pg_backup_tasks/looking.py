@@ -153,7 +153,7 @@ class Looker:
     def _lost(self, connection: Connection) -> list[str]:
         """Return the tables the backup lacks, as far as it says which it has."""
         rows = self.dump.rows
-        return sorted(t.table for t in catalog.tables(connection.session) if t.table not in rows) if rows else []
+        return sorted(t for t in catalog.table_names(connection.session) if t not in rows) if rows else []
 
     def _refuse_what_is_there(self, objects: int, present: Present) -> None:
         name = self.database.name

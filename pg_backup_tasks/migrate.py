@@ -24,6 +24,7 @@ from .units import duration, listed
 TYPE = "pre_migrate"
 _LOOK = 0.05
 _LAST_WORDS = 2.0
+_PATIENCE = 3
 _TIMED_OUT = 124
 # Whose dumps and restores would see half a migration, or be kept waiting by it.
 _OTHERS = """
@@ -129,7 +130,7 @@ def _prepare(desk: Desk, order: Order, connection: Connection) -> _Run:
 
 def _schema(desk: Desk, connection: Connection) -> str:
     """Return the schema as pg_dump prints it, without what is another word each time."""
-    command = postgres.dump_schema(connection.tools, connection.database, connection.server.options)
+    command = postgres.dump_schema(connection.tools, connection.database, connection.server.options, _PATIENCE)
     done = desk.machine.run(command)
     if done.code:
         raise CommandError(command, done)
@@ -167,10 +168,10 @@ class _Run:
             if code:
                 raise Failed(self._why(code))
             self._smoke()
-            after, changed = self._look()
         except TaskError as error:
             return self._roll_back(migration, error, code, began)
         desk.migrations.ended(migration, "migrated")
+        after, changed = self._differences()
         return self._verdict("migrated", code, began, after, changed)
 
     @property
@@ -237,10 +238,19 @@ class _Run:
         elif code := self._command(check, self._timeout):
             raise Failed(f"The check after the migration ended with exit code {code}.")
 
+    def _differences(self) -> tuple[list[str] | None, Changed | None]:
+        """Return the ledger as it is now, and what differs from before, as far as that can be seen soon."""
+        try:
+            return self._look()
+        except (TaskError, OSError) as error:
+            self.desk.report.note(f"what the migration changed could not be counted: {error}")
+            return None, None
+
     def _look(self) -> tuple[list[str] | None, Changed]:
-        """Return the ledger as it is now, and what differs from before."""
         assert self.taken.info
         with self.desk.connect(self.desk.choice.database) as connection:
+            # A session that was left open must not keep us from putting things back.
+            connection.session.ask(f"set lock_timeout = '{_PATIENCE}s'")
             after = catalog.migrations(connection.session)
             now = catalog.count_rows(connection.session)
             schema = _schema(self.desk, connection)
@@ -254,7 +264,7 @@ class _Run:
         """Put the database back as it was; the verdict says whether that could be done."""
         desk, name = self.desk, migration.name
         desk.report.warn(f"{error.message} Putting {name} back as it was.")
-        after, changed = self._count_what_is_lost()
+        after, changed = self._differences()
         try:
             if self._was_written():
                 back(desk, self.taken, "db.migrate")
@@ -269,14 +279,6 @@ class _Run:
         why = f"{error.message} {name} was rolled back: schema and rows are as before."
         verdict = self._verdict("rolled back", code, began, self.before, changed)
         return replace(verdict, why=why, code=error.code if isinstance(error, Interrupted) else 1)
-
-    def _count_what_is_lost(self) -> tuple[list[str] | None, Changed | None]:
-        try:
-            return self._look()
-        except (TaskError, OSError) as error:
-            # A database that is beyond looking at is put back all the same.
-            self.desk.report.note(f"what the migration changed could not be counted: {error}")
-            return None, None
 
     def _was_written(self) -> bool:
         try:
@@ -310,6 +312,8 @@ def back(desk: Desk, taken: Backup, task: str) -> restore.Result:
     """Restore a backup as a whole, with nobody asked any more."""
     # A signal must not cut short what makes a promise good.
     signals.ignore()
+    with suppress(TaskError), desk.connect(desk.choice.database) as connection:
+        switching.end_holders(connection)
     dump = verify.open_dump(desk, taken)
     work = restore.Work(desk, looking.Order(), dump, desk.choice.database, task)
     return work.run(Consent(force=True, confirm=desk.choice.database.name))

@@ -137,9 +137,10 @@ def pg_dump(
     return connected(tools, "pg_dump", database, arguments, options=options)
 
 
-def dump_schema(tools: Tools, database: Database, options: str) -> Command:
-    """Return pg_dump printing the schema, and what belongs to it, as SQL."""
-    return connected(tools, "pg_dump", database, ("--schema-only",), options=options)
+def dump_schema(tools: Tools, database: Database, options: str, lock_timeout: int) -> Command:
+    """Return pg_dump printing the schema, and what belongs to it, as SQL; *lock_timeout* in seconds."""
+    arguments = ("--schema-only", f"--lock-wait-timeout={lock_timeout * 1000}")
+    return connected(tools, "pg_dump", database, arguments, options=options)
 
 
 def print_sql(tools: Tools) -> Command:

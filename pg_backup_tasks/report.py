@@ -115,7 +115,7 @@ class Report:
         return self.ask(f"{question} [y/N]").lower() in ("y", "yes")
 
     def pick(self, backups: list[Backup]) -> Backup:
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
             raise Refused("There is no terminal to pick a backup in.", hint="its name, as inv db.list shows it")
         from rich.prompt import IntPrompt
 

@@ -110,14 +110,14 @@ class Run:
 
         host = self._host.name if self._host and self._host.protected else ""
         protected = self.desk.settings.protected
-        return Consent(force, confirm, sys.stdin.isatty(), protected, host, lenient)
+        return Consent(force, confirm, _interactive(), protected, host, lenient)
 
     def consent_here(self, force: bool, confirm: str) -> Consent:
         """Return the same of a database on this machine."""
         from .consent import Consent
 
         protected = self.near.settings.protected
-        return Consent(force, confirm, interactive=sys.stdin.isatty(), protected=protected)
+        return Consent(force, confirm, interactive=_interactive(), protected=protected)
 
     def need_host(self, task: str) -> None:
         """Raise Refused where no host is asked for."""
@@ -127,6 +127,11 @@ class Run:
     def find(self, word: str) -> Backup:
         """Return the backup that BACKUP means."""
         return self.desk.store.find(word, self.desk.cwd, self.report.pick)
+
+
+def _interactive() -> bool:
+    # Cron and its like may have closed it.
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def each(
@@ -243,7 +248,7 @@ def _at(c: Context, settings: Settings, report: Report, name: str, work: Callabl
 def _reach(c: Context, settings: Settings, report: Report, host: Host) -> There:
     from . import hosts as hosts_
 
-    ask = report.ask_secret if sys.stdin.isatty() else None
+    ask = report.ask_secret if _interactive() else None
     return hosts_.connect(settings, host, ask, dict(getattr(c, "connect_kwargs", {})))
 
 

@@ -28,7 +28,7 @@ _PATIENCE = "15s"
 # Ours to end: anybody's for a superuser, else those of roles we are in.
 _END_SESSIONS = """
 select count(pg_terminate_backend(pid)) from pg_stat_activity a
-where datname = {name} and pid <> pg_backend_pid() and usesysid is not null
+where datname = {name} and pid <> pg_backend_pid() and usesysid is not null {condition}
   and (current_setting('is_superuser') = 'on' or (
     not (select rolsuper from pg_roles r where r.oid = usesysid)
     and (pg_has_role(usesysid, 'MEMBER') or pg_has_role('pg_signal_backend', 'MEMBER'))))
@@ -103,13 +103,20 @@ def switch(desk: Desk, server: Connection, change: Change, fresh: str, finish: C
 def _rename_and_send_away(desk: Desk, server: Connection, change: Change) -> None:
     """Rename the database while its sessions are being ended: nobody can come in meanwhile."""
     rename = f"alter database {identifier(change.name)} rename to {identifier(change.before)}"
-    ending = _END_SESSIONS.format(name=literal(change.name))
+    ending = _END_SESSIONS.format(name=literal(change.name), condition="")
     with desk.connect(server.database) as second, Crew(desk.machine, 1) as crew:
         renamed = crew.submit(server.session.ask, rename)
         while not renamed.done():
             second.session.ask(ending)
             signals.sleep(_AGAIN)
         renamed.result()
+
+
+def end_holders(connection: Connection) -> None:
+    """End the sessions on this database that keep others out of a table: what has failed may have left them open."""
+    holds = "select pid from pg_locks where mode = 'AccessExclusiveLock' and granted and relation is not null"
+    name = literal(connection.database.name)
+    connection.session.ask(_END_SESSIONS.format(name=name, condition=f"and pid in ({holds})"))
 
 
 def conclude(desk: Desk, server: Connection, change: Change) -> None:

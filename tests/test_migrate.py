@@ -1,0 +1,364 @@
+"""A migration is made, or the database is exactly as it was: schema, rows, sequences, grants, settings."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nasty
+import pytest
+from aftermath import processes, wait_until
+from conftest import Project, Ran, Server
+from sshd import an_sshd
+
+from bench.sshd import HOST, Sshd
+
+TABLES = """
+create table drinks (id serial primary key, name text);
+insert into drinks (name) select 'drink ' || n from generate_series(1, 300) n;
+create table orders (id int primary key, drink int references drinks);
+insert into orders select n, n from generate_series(1, 100) n;
+create schema drizzle; create table drizzle.__drizzle_migrations (id serial primary key, hash text, created_at bigint);
+insert into drizzle.__drizzle_migrations (hash) values ('first');
+"""
+GOOD = (
+    "alter table drinks add column price int; insert into drizzle.__drizzle_migrations (hash) values ('second');"
+    "insert into orders values (101, 1);"
+)
+
+
+@dataclass
+class Shop:
+    """A repository, its database, and how it is migrated: here, or on another machine."""
+
+    project: Project
+    server: Server
+    database: str
+    host: tuple[str, ...] = ()
+
+    def inv(self, *args: str, **options: object) -> Ran:
+        return self.project.inv(*args, *self.host, **options)  # type: ignore[arg-type]
+
+    def sql(self, sql: str) -> str:
+        return self.server.sql(sql, self.database)
+
+    def migration(self, sql: str, then: str = "") -> tuple[str, ...]:
+        """Return the task with a command that runs *sql*, and *then* something else."""
+        psql = self.server.embedded.bin / "psql"
+        command = f'{psql} -Xq --set=ON_ERROR_STOP=1 "$DATABASE_URL" --command {shlex.quote(sql)}'
+        return ("db.migrate", "--command", f"{command}; {then}" if then else command)
+
+    def state(self) -> dict[str, str]:
+        return nasty.everything(self.server, self.database)
+
+    def is_as_before(self, before: dict[str, str]) -> None:
+        """Prove that everything is as it was, and that the next good migration goes in cleanly."""
+        assert self.state() == before
+        done = self.inv(*self.migration(GOOD), "--json")
+        assert done.code == 0, done.err
+        assert done.json["outcome"] == "migrated"
+        assert done.json["migrations"] == {"before": ["first"], "after": ["first", "second"]}
+
+
+@pytest.fixture(scope="module")
+def sshd() -> Iterator[Sshd]:
+    with an_sshd() as sshd:
+        yield sshd
+
+
+@pytest.fixture
+def here(ready: Project, server: Server, database: str) -> Shop:
+    server.sql(TABLES, database)
+    return Shop(ready, server, database)
+
+
+@pytest.fixture(params=["here", "far"])
+def shop(request: pytest.FixtureRequest, here: Shop, tmp_path: Path) -> Shop:
+    if request.param == "here":
+        return here
+    sshd: Sshd = request.getfixturevalue("sshd")
+    far = tmp_path / "far project"
+    (here.project.path / "packages").rename(tmp_path / "packages")
+    far.mkdir()
+    (tmp_path / "packages").rename(far / "packages")
+    bin_ = {"pg_bin": str(here.server.embedded.bin)}
+    (here.project.path / "invoke.yaml").write_text(
+        json.dumps({"db": {"ssh_config": sshd.config, "hosts": {"prod": {"ssh": HOST, "project": str(far)} | bin_}}})
+    )
+    here.host = ("--host", "prod")
+    return here
+
+
+# Migrated
+
+
+def test_a_migration_that_works(shop: Shop) -> None:
+    done = shop.inv(*shop.migration(GOOD, "echo all went well"))
+    assert done.code == 0, done.err
+    assert "all went well" in done.err
+    assert "Applied  second" in done.out
+    assert "Rows     public.orders: 100, then 101" in done.out
+    (listed,) = shop.inv("db.list", "--json").json["backups"]
+    assert listed["type"] == "pre_migrate"
+    done = shop.inv(*shop.migration("select 1"), "--json")
+    assert done.json == {
+        "outcome": "migrated",
+        "backup": done.json["backup"],
+        "command_exit": 0,
+        "seconds": done.json["seconds"],
+        "migrations": {"before": ["first", "second"], "after": ["first", "second"]},
+        "changed": {"schema": False, "tables": {}},
+    }
+
+
+def test_the_command_is_the_settings(here: Shop) -> None:
+    here.project.environ["INVOKE_DB_MIGRATE"] = "touch migrated; pwd"
+    done = here.inv("db.migrate")
+    assert done.code == 0, done.err
+    assert (here.project.path / "migrated").exists()
+    assert str(here.project.path) in done.err
+
+
+def test_it_works_on_the_very_database_that_was_backed_up(here: Shop) -> None:
+    names = ("DATABASE_URL", "DIRECT_URL", "DATABASE_URL_UNPOOLED")
+    wrong = {"DIRECT_URL": "postgresql://nobody@127.0.0.1:1/wrong", "PGHOST": "wrong", "LANG": "C.UTF-8"}
+    show = " ".join(f'"${name}"' for name in names)
+    seen = here.project.path / "seen"
+    done = here.inv("db.migrate", "--command", f'printf "%s\\n" {show} "$PGHOST" "$LANG" >seen', env=wrong)
+    assert done.code == 0, done.err
+    url = here.server.url(here.database)
+    assert seen.read_text().splitlines() == [url, url, url, "", "C.UTF-8"]
+
+
+def test_no_password_is_shown(shop: Shop) -> None:
+    password = shop.server.embedded.environment("x")["PGPASSWORD"]
+    done = shop.inv("-e", "db.migrate", "--command", 'echo "$DATABASE_URL"; ps -axww -o args=')
+    assert done.code == 0, done.err
+    assert "***" in done.err
+    log = (shop.project.path / "backups/pg_backup_tasks.log").read_text()
+    assert all(password not in text for text in (done.out, done.err, log))
+
+
+# Rolled back
+
+PROPERTIES = """
+do $$ begin
+  execute format('alter database %I set work_mem to ''9MB''', current_database());
+  execute format('grant create on database %I to public', current_database());
+  execute format('comment on database %I is ''x''', current_database());
+  execute format('alter database %I connection limit 7', current_database());
+end $$;
+grant all on drinks to public; select setval('drinks_id_seq', 9999)
+"""
+# What a migration can do before it fails: the SQL, and what comes after.
+BAD = {
+    "halfway": ("alter table drinks add column price int; insert into drinks values (0, 'x'); select 1 / 0", ""),
+    "transaction": ("begin; drop table orders; select 1 / 0", ""),
+    "a column": ("alter table drinks drop column name", "exit 3"),
+    "everything": ("drop schema public cascade; drop schema drizzle cascade", "exit 1"),
+    "itself": ("delete from orders", "kill -9 $$"),
+    "properties": (PROPERTIES, "exit 1"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_migration_that_fails_leaves_no_trace(shop: Shop, kind: str) -> None:
+    if shop.host and kind in ("transaction", "a column", "properties"):
+        pytest.skip("tried here")
+    before = shop.state()
+    done = shop.inv(*shop.migration(*BAD[kind]))
+    assert done.code == 1, done.err
+    assert done.err.splitlines()[-1].endswith(f"{shop.database} was rolled back: schema and rows are as before.")
+    shop.is_as_before(before)
+
+
+def test_what_had_changed_is_told(here: Shop) -> None:
+    done = here.inv(*here.migration("drop table orders; delete from drinks where id > 100", "exit 3"), "--json")
+    assert done.code == 1
+    assert (done.json["outcome"], done.json["command_exit"]) == ("rolled back", 3)
+    assert done.json["changed"] == {
+        "schema": True,
+        "tables": {"public.drinks": [300, 100], "public.orders": [100, None]},
+    }
+    assert here.inv("db.undo", "--force").code == 0
+    assert here.sql("select count(*) from drinks") == "100"
+
+
+def test_nothing_is_put_back_where_nothing_was_written(here: Shop) -> None:
+    number = here.sql(f"select oid from pg_database where datname = '{here.database}'")
+    done = here.inv("db.migrate", "--command", "exit 7")
+    assert done.code == 1
+    assert "Nothing had been written since" in done.err
+    assert here.sql(f"select oid from pg_database where datname = '{here.database}'") == number
+
+
+def test_a_session_that_is_left_open(shop: Shop) -> None:
+    before = shop.state()
+    psql = shop.server.embedded.bin / "psql"
+    said = '(echo "begin; lock table drinks; delete from orders;"; sleep 60)'
+    leave = f"setsid sh -c '{said} | {psql} -Xq \"$DATABASE_URL\"' >/dev/null 2>&1 & sleep 1; exit 1"
+    done = shop.inv(*shop.migration("insert into drinks values (-1, 'x')", leave))
+    assert done.code == 1, done.err
+    shop.is_as_before(before)
+
+
+def test_a_command_that_never_ends(shop: Shop) -> None:
+    before = shop.state()
+    done = shop.inv(*shop.migration("delete from orders", "sleep 97"), "--timeout", "1")
+    assert done.code == 1, done.err
+    assert "The migration had not ended after 1.0 s." in done.err
+    assert not [words for _, words in processes() if "sleep 97" in words]
+    shop.is_as_before(before)
+
+
+@pytest.mark.parametrize("check", ["select count(*) = 300 from drinks", "select count(*) from nowhere", "false"])
+def test_a_check_that_fails_rolls_back(here: Shop, check: str) -> None:
+    before = here.state()
+    here.project.environ["INVOKE_DB_SMOKE"] = check
+    done = here.inv(*here.migration("delete from orders; delete from drinks where id > 200"))
+    assert done.code == 1, done.err
+    assert "The check after the migration" in done.err
+    del here.project.environ["INVOKE_DB_SMOKE"]
+    here.is_as_before(before)
+
+
+@pytest.mark.parametrize("check", ["select count(*) = 300 from drinks", "true"])
+def test_a_check_that_passes(here: Shop, check: str) -> None:
+    done = here.inv(*here.migration(GOOD), env={"INVOKE_DB_SMOKE": check})
+    assert done.code == 0, done.err
+
+
+# Interrupted
+
+
+def begun(shop: Shop) -> subprocess.Popen[str]:
+    """Start a migration that deletes all orders and goes on for long; return once it has deleted them."""
+    run = shop.project.start(*shop.migration("delete from orders", "sleep 98"), *shop.host)
+    wait_until(lambda: shop.sql("select count(*) from orders") == "0", "the migration to have begun")
+    return run
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_rolls_back(shop: Shop, signum: signal.Signals) -> None:
+    before = shop.state()
+    run = begun(shop)
+    run.send_signal(signum)
+    # Who is impatient is heard as little as any other.
+    run.send_signal(signal.SIGTERM)
+    _, err = run.communicate()
+    assert run.returncode == 128 + signum, err
+    assert "was rolled back: schema and rows are as before." in err
+    shop.is_as_before(before)
+
+
+def test_a_run_that_is_killed_is_told_and_put_back(shop: Shop) -> None:
+    before = shop.state()
+    run = begun(shop)
+    run.kill()
+    run.communicate()
+    says = f"db.migrate of {shop.database} was cut off at"
+    tries = "inv db.rollback --host prod" if shop.host else "inv db.rollback"
+    for task in (("db.list",), ("db.verify", "latest"), ("db.backup", "--formats", "dump"), ("db.cleanup",)):
+        done = shop.inv(*task)
+        assert says in done.err, (task, done.err)
+        assert tries in done.err
+    done = shop.inv(*shop.migration(GOOD))
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == f"Try: {tries} puts it back as it was"
+    assert shop.inv("db.rollback").code == 2
+    done = shop.inv("db.rollback", "--force")
+    assert done.code == 0, done.err
+    assert says not in shop.inv("db.list").err
+    assert "rolled back already" in shop.inv("db.rollback", "--force").err
+    shop.is_as_before(before)
+
+
+def test_a_way_back_that_is_killed_is_gone_once_more(here: Shop) -> None:
+    before = here.state()
+    run = begun(here)
+    run.send_signal(signal.SIGTERM)
+    wait_until((here.project.backups / ".restoring.json").exists, "the way back")
+    run.kill()
+    run.communicate()
+    assert here.inv("db.rollback", "--force").code == 0
+    here.is_as_before(before)
+
+
+def test_neither_is_told_in_the_strongest_words(here: Shop) -> None:
+    damage = f"for f in {shlex.quote(str(here.project.backups))}/*.dump; do echo x >>$f; done; exit 1"
+    done = here.inv(*here.migration("delete from orders", damage))
+    assert done.code == 5
+    *_, why, tries = done.err.splitlines()
+    assert f"{here.database} is NEITHER MIGRATED NOR ROLLED BACK: The migration ended with exit code 1." in why
+    assert tries.startswith("Try: inv db.rollback --force")
+    assert here.sql("select count(*) from orders") == "0"
+
+
+# Not begun
+
+
+def test_nothing_is_migrated_without_a_backup(here: Shop) -> None:
+    here.sql("create table other (); alter table other owner to postgres")
+    here.server.sql(f"create role o_{here.database} login password 'x'")
+    here.project.use(here.server.url(here.database).replace("postgres:", f"o_{here.database}:"))
+    done = here.inv("db.migrate", "--command", "touch begun")
+    assert done.code in (1, 4)
+    assert not (here.project.path / "begun").exists()
+    here.server.sql(f"drop role o_{here.database}")
+
+
+def test_what_is_protected_or_only_planned_is_not_migrated(here: Shop) -> None:
+    done = here.inv("db.migrate", "--command", "touch begun; exit 0", env={"INVOKE_DB_PROTECTED": here.database})
+    assert done.code == 2
+    assert "is protected" in done.err
+    assert not (here.project.path / "begun").exists()
+    done = here.inv("--dry", "db.migrate", "--command", "touch begun")
+    assert (done.code, "Would back up" in done.err) == (0, True)
+    assert here.project.final_files() == []
+    done = here.inv("db.migrate", "--command", "true", "--confirm", here.database)
+    assert done.code == 0, done.err
+    assert here.inv("db.migrate", "--timeout", "soon").code == 2
+
+
+# Back to the last
+
+
+def test_a_rollback_is_to_exactly_that_backup(here: Shop) -> None:
+    before = here.state()
+    assert here.inv(*here.migration(GOOD)).code == 0
+    name = here.inv("db.list", "--json").json["backups"][0]["name"]
+    assert here.inv("db.backup-pre-migrate", "--formats", "dump").code == 0
+    assert here.inv("db.cleanup", "--keep", "1").code == 0
+    assert (here.project.backups / f"{name}.dump").exists()
+    info = here.project.backups / f"{name}.info"
+    whole = info.read_text()
+    info.write_text(whole.replace('"sha256": "', '"sha256": "0', 1))
+    done = here.inv("db.rollback", "--force")
+    assert done.code == 1
+    assert "is not the backup that was taken before the migration" in done.err
+    info.write_text(whole)
+    assert here.inv("db.rollback", "--force").code == 0
+    assert here.state() == before
+    for file in here.project.backups.glob(f"{name}*"):
+        file.unlink()
+    assert here.inv(*here.migration(GOOD)).code == 0
+    newest = here.inv("db.list", "--json").json["backups"][0]["name"]
+    for file in here.project.backups.glob(f"{newest}*"):
+        file.unlink()
+    assert here.inv("db.rollback", "--force").code == 2
+
+
+def test_a_rollback_with_nothing_remembered(here: Shop) -> None:
+    assert here.inv("db.rollback", "--force").code == 2
+    before = here.state()
+    name = here.inv("db.backup-pre-migrate", "--json").json["name"]
+    here.sql("drop table orders")
+    done = here.inv("db.rollback", "--force")
+    assert done.code == 0, done.err
+    assert f"the newest backup of type pre_migrate is {name}" in done.err
+    assert here.state() == before
