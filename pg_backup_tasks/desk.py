@@ -81,6 +81,8 @@ class Desk:
     clock: Callable[[], datetime]
     sleep: Callable[[float], None]
     more_tools: Callable[[], list[str]]
+    run: str = ""
+    """Which run of CI this is, empty where it is none."""
 
     @cached_property
     def store(self) -> Store:

@@ -25,6 +25,7 @@ TYPE = "pre_migrate"
 _LOOK = 0.05
 _LAST_WORDS = 2.0
 _PATIENCE = 3
+_WITHIN = "PG_BACKUP_TASKS_MIGRATES"
 _TIMED_OUT = 124
 # Whose dumps and restores would see half a migration, or be kept waiting by it.
 _OTHERS = """
@@ -77,6 +78,11 @@ def migrate(desk: Desk, order: Order, yes: Consent) -> Verdict:
 
     Raises TaskError for what goes wrong before the command is begun: then nothing was migrated.
     """
+    if desk.environ.get(_WITHIN):
+        raise Refused(
+            "The command that is to migrate calls db.migrate itself.",
+            hint="the setting migrate: what applies the migrations, as `pnpm --filter database migrate`",
+        )
     database = desk.choice.database
     yes.check(database.name)
     yes.obtain(desk.report, database.name, f"Migrate {database.name}?")
@@ -159,6 +165,7 @@ class _Run:
             at=desk.clock().strftime("%Y-%m-%dT%H:%M:%SZ"),
             state="under way",
             presence=desk.machine.presence(),
+            run=desk.run,
         )
         desk.migrations.remember(migration)
         began = monotonic()
@@ -205,7 +212,7 @@ class _Run:
         desk.report.hide(desk.choice.url)
         words = ("migrate", desk.settings.root, text, "yes" if desk.machine.name else "")
         # What speaks to people speaks their language.
-        env = tuple((k, v) for k, v in desk.environ.items() if k.startswith(("LANG", "LC_")))
+        env = (*((k, v) for k, v in desk.environ.items() if k.startswith(("LANG", "LC_"))), (_WITHIN, "yes"))
         command = Command(("sh", "-c", _IN_THE_REPOSITORY, *words), env, secrets)
         with desk.machine.follow(command) as job:
             speaker = threading.Thread(target=_pass_on, args=(job.lines(), desk), daemon=True)

@@ -16,7 +16,10 @@ _FILE = ".migrations.json"
 
 @dataclass(frozen=True)
 class Migration:
-    """One migration: *backup* and the SHA-256 of its dump, taken right before; *at* is ISO 8601 in UTC."""
+    """One migration: *backup* and the SHA-256 of its dump, taken right before; *at* is ISO 8601 in UTC.
+
+    *run* is the run of CI that made it, empty for a person's.
+    """
 
     name: str
     host: str
@@ -26,6 +29,7 @@ class Migration:
     at: str
     state: State
     presence: str
+    run: str = ""
 
     @property
     def key(self) -> tuple[str, str, int]:

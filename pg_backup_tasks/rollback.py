@@ -19,6 +19,8 @@ _TASK = "db.rollback"
 def rollback(desk: Desk, yes: Consent, wait: float) -> Result | None:
     """Put the database back as it was before its last migration; return None where that has been done already.
 
+    Nor is anything done in a run of CI that did not make the last migration: it is another deploy's, and stands.
+
     Raises Refused where no such backup is there, Failed where it is not the one that was taken.
     """
     database = desk.choice.database
@@ -28,6 +30,11 @@ def rollback(desk: Desk, yes: Consent, wait: float) -> Result | None:
         last = desk.migrations.last(database)
         if last and last.state == "rolled back":
             desk.report.say(f"The migration of {last.name} at {last.at} has been rolled back already.")
+            return None
+        if last and last.state == "migrated" and desk.run not in ("", last.run):
+            desk.report.say(
+                f"The last migration of {last.name}, at {last.at}, is not this run's ({desk.run}); it stays as it is."
+            )
             return None
         backup = _remembered(desk, last) if last else _newest(desk, database)
         result = Work(desk, Order(), verify.open_dump(desk, backup), database, _TASK).run(yes)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+# Where GitHub, GitLab, Bitbucket, CircleCI and Jenkins say which run a step belongs to.
+_RUNS = ("GITHUB_RUN_ID", "CI_PIPELINE_ID", "BITBUCKET_BUILD_NUMBER", "CIRCLE_WORKFLOW_ID", "BUILD_TAG")
+
 
 def config(**overrides: Any) -> dict[str, dict[str, Any]]:
     """Return the whole `db` tree for `Collection.configure`, with *overrides* in it.
@@ -266,6 +269,7 @@ def _desk(settings: Settings, report: Report, machine: Machine, cwd: str) -> Des
         clock=lambda: datetime.now(UTC),
         sleep=signals.sleep,
         more_tools=list if machine.name else _wheels,
+        run=next((f"{name}={os.environ[name]}" for name in _RUNS if os.environ.get(name)), ""),
     )
 
 

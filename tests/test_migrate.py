@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import nasty
 import pytest
 from aftermath import processes, wait_until
-from conftest import Project, Ran, Server
+from conftest import ROOT, Project, Ran, Server
 from sshd import an_sshd
 
 from bench.sshd import HOST, Sshd
@@ -79,8 +81,17 @@ def here(ready: Project, server: Server, database: str) -> Shop:
 
 @pytest.fixture(params=["here", "far"])
 def shop(request: pytest.FixtureRequest, here: Shop, tmp_path: Path) -> Shop:
-    if request.param == "here":
-        return here
+    return here if request.param == "here" else there(request, here, tmp_path)
+
+
+@pytest.fixture(params=["here", pytest.param("far", marks=pytest.mark.slow)])
+def any_shop(request: pytest.FixtureRequest, here: Shop, tmp_path: Path) -> Shop:
+    """The same, where what is tried is no other thing on another machine."""
+    return here if request.param == "here" else there(request, here, tmp_path)
+
+
+def there(request: pytest.FixtureRequest, here: Shop, tmp_path: Path) -> Shop:
+    """Return the shop as another machine has it."""
     sshd: Sshd = request.getfixturevalue("sshd")
     far = tmp_path / "far project"
     (here.project.path / "packages").rename(tmp_path / "packages")
@@ -167,9 +178,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_migration_that_fails_leaves_no_trace(shop: Shop, kind: str) -> None:
-    if shop.host and kind in ("transaction", "a column", "properties"):
-        pytest.skip("tried here")
+def test_a_migration_that_fails_leaves_no_trace(any_shop: Shop, kind: str) -> None:
+    shop = any_shop
     before = shop.state()
     done = shop.inv(*shop.migration(*BAD[kind]))
     assert done.code == 1, done.err
@@ -197,7 +207,8 @@ def test_nothing_is_put_back_where_nothing_was_written(here: Shop) -> None:
     assert here.sql(f"select oid from pg_database where datname = '{here.database}'") == number
 
 
-def test_a_session_that_is_left_open(shop: Shop) -> None:
+def test_a_session_that_is_left_open(any_shop: Shop) -> None:
+    shop = any_shop
     before = shop.state()
     psql = shop.server.embedded.bin / "psql"
     said = '(echo "begin; lock table drinks; delete from orders;"; sleep 60)'
@@ -207,7 +218,8 @@ def test_a_session_that_is_left_open(shop: Shop) -> None:
     shop.is_as_before(before)
 
 
-def test_a_command_that_never_ends(shop: Shop) -> None:
+def test_a_command_that_never_ends(any_shop: Shop) -> None:
+    shop = any_shop
     before = shop.state()
     done = shop.inv(*shop.migration("delete from orders", "sleep 97"), "--timeout", "1")
     assert done.code == 1, done.err
@@ -243,8 +255,16 @@ def begun(shop: Shop) -> subprocess.Popen[str]:
     return run
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_rolls_back(shop: Shop, signum: signal.Signals) -> None:
+def test_a_cancelled_deploy_rolls_back(shop: Shop) -> None:
+    rolls_back(shop, signal.SIGINT)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_rolls_back(any_shop: Shop, signum: signal.Signals) -> None:
+    rolls_back(any_shop, signum)
+
+
+def rolls_back(shop: Shop, signum: signal.Signals) -> None:
     before = shop.state()
     run = begun(shop)
     run.send_signal(signum)
@@ -362,3 +382,52 @@ def test_a_rollback_with_nothing_remembered(here: Shop) -> None:
     assert done.code == 0, done.err
     assert f"the newest backup of type pre_migrate is {name}" in done.err
     assert here.state() == before
+
+
+# A deploy
+
+
+def test_the_readmes_deploy(here: Shop) -> None:
+    text = (ROOT / "README.md").read_text().partition("A deploy with GitHub Actions:")[2]
+    runs = re.findall(r"^        run: (.*)$", text, re.MULTILINE)[:3]
+    migrate, _, rollback = (tuple(run.replace("scripts/inv ", "").split()) for run in runs)
+    before = here.state()
+    first, second = {"GITHUB_RUN_ID": "1"}, {"GITHUB_RUN_ID": "2"}
+    good = {"INVOKE_DB_MIGRATE": here.migration(GOOD)[2]}
+    # The tests fail after a good migration.
+    assert here.inv(*migrate, env=first | good).code == 0
+    assert here.inv(*rollback, env=first).code == 0
+    assert here.state() == before
+    # The migration fails and has put things back itself.
+    assert here.inv(*migrate, env=first | {"INVOKE_DB_MIGRATE": "exit 1"}).code == 1
+    assert "rolled back already" in here.inv(*rollback, env=first).err
+    # All goes well; the next deploy is cancelled before it has begun anything.
+    assert here.inv(*migrate, env=first | good).code == 0
+    migrated = here.state()
+    done = here.inv(*rollback, env=second)
+    assert (done.code, "is not this run's" in done.err) == (0, True)
+    assert here.state() == migrated
+    # Whoever sits before a terminal means what they say.
+    assert here.inv(*rollback).code == 0
+    assert here.state() == before
+
+
+def test_a_deploy_that_the_runner_cancels(here: Shop) -> None:
+    before = here.state()
+    here.project.environ["GITHUB_RUN_ID"] = "7"
+    run = begun(here)
+    # As a runner does it: SIGINT, seven seconds later SIGTERM, and soon after that an end to all of it.
+    run.send_signal(signal.SIGINT)
+    wait_until((here.project.backups / ".restoring.json").exists, "the way back")
+    run.send_signal(signal.SIGTERM)
+    run.kill()
+    run.communicate()
+    assert here.inv("db.rollback", "--force").code == 0
+    here.is_as_before(before)
+
+
+def test_a_migration_that_calls_itself(here: Shop) -> None:
+    done = here.inv("db.migrate", "--command", f"{sys.executable} -m invoke db.migrate")
+    assert done.code == 1
+    assert "The command that is to migrate calls db.migrate itself." in done.err
+    assert "was rolled back" in done.err
