@@ -49,7 +49,7 @@ def test(c: Context, all: bool = False, minutes: int = 30, only: str = "") -> No
     help={
         "rounds": "measured pairs",
         "scale": "1 is 500 MB",
-        "only": "app,tables,dump,restore,far,shelf,memory,start",
+        "only": "app,tables,dump,restore,migrate,far,shelf,memory,start",
         "output": "JSON",
     },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ def of_restoring(bench: Bench, database: Database, size: str) -> Iterator[Figure
             ours, theirs = zip(*pairs, strict=True)
             yield Figure(f"restore{ext}", f"{ext} over {against}, {size}", "s", 1.15, ours, theirs)
         bench.say("measuring how long nobody gets in ...")
-        gaps = tuple(restores.longest_silence() for _ in range(bench.rounds))
+        gaps = tuple(longest_silence(bench, database, lambda: restores.ours(".dump")) for _ in range(bench.rounds))
         yield Figure("restore.locked", f"locked out, {size}", "s", 0.5, gaps, judged=Judged.PEAK)
         if can_watch_memory():
             yield Figure(
@@ -64,9 +64,10 @@ class Restores:
         try:
             return seconds(self._command(ext), self.bench.project, self.bench.env)
         finally:
-            self._clear()
+            self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Drop what restores have kept aside."""
         asked = f"select datname from pg_database where datname like '{self.database.name}_before_%'"
         for name in databases.psql(self.bench.server, "postgres", "-c", asked).splitlines():
             databases.psql(self.bench.server, "postgres", "-c", f"drop database {name}")
@@ -87,32 +88,29 @@ class Restores:
         """Return the megabytes that our own processes held at most in a restore."""
         return peak_memory(self._command(".dump"), self.bench.project, self.bench.env) / MB
 
-    def longest_silence(self) -> float:
-        """Return the longest time between two answers that a client of the database got during a restore."""
-        over = threading.Event()
-        silences = [0.0] * CLIENTS
-        clients = [threading.Thread(target=self._ask, args=(over, silences, i)) for i in range(CLIENTS)]
-        for client in clients:
-            client.start()
-        try:
-            self.ours(".dump")
-        finally:
-            over.set()
-            for client in clients:
-                client.join()
-        return max(silences)
 
-    def _ask(self, over: threading.Event, silences: list[float], number: int) -> None:
-        command = [
-            str(self.bench.server.bin / "psql"),
-            "-XqAt",
-            "--command=select count(*) from users",
-            self.database.url,
-        ]
-        answered = time.perf_counter()
-        while not over.is_set():
-            done = subprocess.run(command, env=self.bench.env, capture_output=True, check=False)
-            if done.returncode == 0:
-                now = time.perf_counter()
-                silences[number] = max(silences[number], now - answered)
-                answered = now
+def longest_silence(bench: Bench, database: Database, work: Callable[[], object]) -> float:
+    """Return the longest time between two answers that a client of the database got during *work*."""
+    over = threading.Event()
+    silences = [0.0] * CLIENTS
+    clients = [threading.Thread(target=_ask, args=(bench, database, over, silences, i)) for i in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    try:
+        work()
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+    return max(silences)
+
+
+def _ask(bench: Bench, database: Database, over: threading.Event, silences: list[float], number: int) -> None:
+    command = [str(bench.server.bin / "psql"), "-XqAt", "--command=select count(*) from users", database.url]
+    answered = time.perf_counter()
+    while not over.is_set():
+        done = subprocess.run(command, env=bench.env, capture_output=True, check=False)
+        if done.returncode == 0:
+            now = time.perf_counter()
+            silences[number] = max(silences[number], now - answered)
+            answered = now

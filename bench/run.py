@@ -21,11 +21,12 @@ from pg_backup_tasks.errors import TaskError
 from . import databases
 from .databases import BenchError, Database, clean_environment
 from .measure import MB, Figure, Judged, can_watch_memory, paired, peak_memory, seconds
+from .migrating import of_migrating
 from .reaching import of_reaching
 from .restoring import of_restoring
 from .shelves import of_shelves
 
-PARTS = ("app", "tables", "dump", "restore", "far", "shelf", "memory", "start")
+PARTS = ("app", "tables", "dump", "restore", "migrate", "far", "shelf", "memory", "start")
 FORMATS = (".dump", ".tar", ".sql", ".sql.gz")
 # Short runs scatter more: so many starts for one backup.
 STARTS = 4
@@ -192,7 +193,7 @@ def _measure(root: Path, parts: tuple[str, ...], rounds: int, scale: float) -> t
 
 
 def _of_databases(bench: Bench, parts: tuple[str, ...], built: list[Database]) -> Iterator[Figure]:
-    if {"app", "dump", "memory", "restore", "far"} & set(parts):
+    if {"app", "dump", "memory", "restore", "migrate", "far"} & set(parts):
         with _database(bench, databases.app, built) as database:
             yield from _of_app(bench, parts, database)
     if {"tables", "memory"} & set(parts):
@@ -231,6 +232,8 @@ def _of_app(bench: Bench, parts: tuple[str, ...], database: Database) -> Iterato
         yield from _memory(bench, "app", size)
     if "restore" in parts:
         yield from of_restoring(bench, database, size)
+    if "migrate" in parts:
+        yield from of_migrating(bench, database, size)
     if "far" in parts:
         yield from of_reaching(bench, size)
 

@@ -13,7 +13,7 @@ from . import backup, catalog, looking, postgres, restore, signals, switching, v
 from .consent import Consent
 from .desk import Connection, Desk
 from .environment import WANTED
-from .errors import Failed, Interrupted, Refused, TaskError
+from .errors import Failed, Interrupted, Refused, TaskError, Unreachable
 from .looking import Looker
 from .machine import CommandError
 from .migration import Migration
@@ -86,12 +86,19 @@ def migrate(desk: Desk, order: Order, yes: Consent) -> Verdict:
     database = desk.choice.database
     yes.check(database.name)
     yes.obtain(desk.report, database.name, f"Migrate {database.name}?")
-    with desk.at_work(f"db.migrate of {database.name}", order.wait):
-        switching.settle(desk)
-        _refuse_after_another(desk)
-        with desk.connect(database) as connection:
-            run = _prepare(desk, order, connection)
-        return run.go()
+    verdict: Verdict | None = None
+    try:
+        with desk.at_work(f"db.migrate of {database.name}", order.wait):
+            switching.settle(desk)
+            _refuse_after_another(desk)
+            with desk.connect(database) as connection:
+                run = _prepare(desk, order, connection)
+            verdict = run.go()
+    except Unreachable:
+        # A line that was cut cannot be used to give the lock back either; what there is to say of it is said.
+        if verdict is None:
+            raise
+    return verdict
 
 
 def plan(desk: Desk, order: Order) -> str:

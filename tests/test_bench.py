@@ -96,7 +96,7 @@ def test_only_pythons_own_memory_counts() -> None:
 @pytest.mark.parametrize("wrong", [{"only": "app,speed"}, {"rounds": 0}, {"scale": 0.0}])
 def test_wrong_use_is_refused(wrong: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(ROOT, **wrong) == 2  # type: ignore[arg-type]
-    assert "app, tables, dump, restore, far, shelf, memory, start" in capsys.readouterr().err
+    assert "app, tables, dump, restore, migrate, far, shelf, memory, start" in capsys.readouterr().err
 
 
 @pytest.mark.slow

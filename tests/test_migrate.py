@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -295,6 +296,23 @@ def test_a_run_that_is_killed_is_told_and_put_back(shop: Shop) -> None:
     assert done.code == 0, done.err
     assert says not in shop.inv("db.list").err
     assert "rolled back already" in shop.inv("db.rollback", "--force").err
+    shop.is_as_before(before)
+
+
+def test_a_line_that_is_cut_in_a_migration(here: Shop, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    shop = there(request, here, tmp_path)
+    before = shop.state()
+    run = begun(shop)
+    ((keeper, _), *_) = [(number, words) for number, words in processes() if "#whole" in words]
+    parent = int(Path(f"/proc/{keeper}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(parent, signal.SIGKILL)
+    _, err = run.communicate()
+    assert run.returncode == 5, err
+    assert "NEITHER MIGRATED NOR ROLLED BACK: The connection to prod was lost" in err
+    assert err.splitlines()[-1].startswith("Try: inv db.rollback --host prod --force")
+    wait_until(lambda: not [words for _, words in processes() if "sleep 98" in words], "the end of the far migration")
+    assert "was cut off at" in shop.inv("db.list").err
+    assert shop.inv("db.rollback", "--force").code == 0
     shop.is_as_before(before)
 
 
