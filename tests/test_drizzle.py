@@ -31,13 +31,30 @@ await client.connect();
 await migrate(drizzle(client), { migrationsFolder: "./drizzle" });
 await client.end();
 """
-# Broken in a transaction as Drizzle has it, and by what a script did beside it.
 GOOD = [
     "create table drinks (id serial primary key, name text not null); insert into drinks (name) values ('mojito')",
     "alter table drinks add column price int not null default 7",
 ]
+# What Drizzle has in a transaction of its own, and what a script does beside that before it.
 BROKEN = "alter table drinks drop column name; insert into drinks (nothing) values (1)"
-BESIDE = 'await client.query("delete from drinks; create table halfway ()");\n'
+BESIDE = {
+    "halfway": 'await client.query("delete from drinks; create table halfway ()");',
+    "a column": 'await client.query("alter table drinks drop column name");',
+    "everything": 'await client.query("drop schema public cascade; drop schema drizzle cascade");',
+    "properties": (
+        'await client.query("grant all on drinks to public");'
+        "const name = '\"' + new URL(process.env.DATABASE_URL).pathname.slice(1) + '\"';"
+        "await client.query(`alter database ${name} set work_mem to '9MB'`);"
+        "await client.query(`grant create on database ${name} to public`);"
+    ),
+    "itself": 'await client.query("delete from drinks"); process.kill(process.pid, "SIGKILL");',
+    "a session": (
+        'import { spawn } from "node:child_process";\n'
+        'spawn("psql", ["-Xq", process.env.DATABASE_URL, "-c", "begin; lock table drinks; select pg_sleep(50)"],'
+        ' { detached: true, stdio: "ignore" }).unref();'
+        "await new Promise((done) => setTimeout(done, 1000));"
+    ),
+}
 
 
 class Workspace:
@@ -66,7 +83,9 @@ class Workspace:
 
     def script(self, beside: str = "") -> None:
         """Write what migrates, and what it does *beside* that, before it."""
-        (self.database / "migrate.mjs").write_text(MIGRATE.replace("await migrate(", f"{beside}await migrate("))
+        imports = "".join(line for line in beside.splitlines(keepends=True) if line.startswith("import "))
+        text = MIGRATE.replace("await migrate(", f"{beside.removeprefix(imports)}\nawait migrate(")
+        (self.database / "migrate.mjs").write_text(imports + text)
 
     def migrations(self, *statements: str) -> None:
         """Let these be the migrations, as drizzle-kit writes them."""
@@ -103,7 +122,7 @@ def test_drizzles_migrations_are_made_or_never_were(
     Project(workspace.path).use(server.url(database))
     shutil.rmtree(workspace.path / "backups", ignore_errors=True)
     workspace.script()
-    path = f"{workspace.bin}:{os.environ['PATH']}"
+    path = f"{workspace.bin}:{server.embedded.bin}:{os.environ['PATH']}"
     with an_sshd() as sshd:
         # What a login shell reads, as whoever types there has it.
         (sshd.folder / ".bash_profile").write_text(f"export PATH='{path}'\n")
@@ -124,15 +143,12 @@ def test_drizzles_migrations_are_made_or_never_were(
         workspace.migrations(GOOD[0], BROKEN)
         code, verdict, said = migrate()
         assert (code, verdict["outcome"]) == (1, "rolled back"), said
-        assert nasty.everything(server, database) == before
-        workspace.script(BESIDE)
-        code, verdict, said = migrate()
-        assert (code, verdict["outcome"]) == (1, "rolled back"), said
-        assert verdict["changed"] == {
-            "schema": True,
-            "tables": {"public.drinks": [1, 0], "public.halfway": [None, 0]},
-        }
-        assert nasty.everything(server, database) == before
+        assert verdict["changed"] == {"schema": False, "tables": {}}
+        for kind, beside in BESIDE.items():
+            workspace.script(beside)
+            code, verdict, said = migrate()
+            assert (code, verdict["outcome"]) == (1, "rolled back"), (kind, said)
+            assert nasty.everything(server, database) == before, kind
         workspace.script()
         workspace.migrations(*GOOD)
         code, verdict, said = migrate()
