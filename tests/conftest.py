@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
@@ -50,6 +51,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def slowly(*values: object) -> list[ParameterSet]:
+    """Return the values of a parameter that are tried among the slow tests only."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @pytest.hookimpl(tryfirst=True)

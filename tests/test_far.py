@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from aftermath import holding, processes, wait_until
-from conftest import Project, Ran, Server, missing
+from conftest import Project, Ran, Server, missing, slowly
 from sshd import an_sshd
 
 from bench.sshd import HOST, Sshd
@@ -335,7 +335,7 @@ def test_the_code_of_several(pair: Pair) -> None:
     assert pair.inv("db.list", "--host", "prod,,twin").code == 2
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, *slowly(signal.SIGINT, signal.SIGKILL)])
 def test_several_hosts_end_together(pair: Pair, signum: signal.Signals) -> None:
     with pair.locked():
         run = pair.near.start("db.backup", "--host", "prod,twin")
@@ -413,7 +413,7 @@ def in_the_middle(pair: Pair, *args: str) -> Iterator[subprocess.Popen[str]]:
     works_again(pair)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL, *slowly(signal.SIGINT, signal.SIGHUP)])
 def test_a_far_backup_interrupted(pair: Pair, signum: signal.Signals) -> None:
     with in_the_middle(pair) as run:
         run.send_signal(signum)
@@ -460,16 +460,18 @@ def far_away(sshd: Sshd) -> Iterator[tuple[Sshd, Callable[[], None], Callable[[]
         missing("a network namespace", "as root, with apt-get install iproute2")
     name = f"pgbt{secrets.token_hex(3)}"
     here, there = f"{name}a", f"{name}b"
+    # A net that no run before us has left behind.
+    net = f"198.18.{secrets.randbelow(256)}"
     with ExitStack() as stack:
         ip("netns", "add", name)
         stack.callback(ip, "netns", "del", name)
         ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
-        ip("addr", "add", "198.18.77.1/30", "dev", here)
+        ip("addr", "add", f"{net}.1/30", "dev", here)
         ip("link", "set", here, "up")
-        ip("-n", name, "addr", "add", "198.18.77.2/30", "dev", there)
+        ip("-n", name, "addr", "add", f"{net}.2/30", "dev", there)
         for link in (there, "lo"):
             ip("-n", name, "link", "set", link, "up")
-        far = stack.enter_context(an_sshd(address="198.18.77.2", namespace=name))
+        far = stack.enter_context(an_sshd(address=f"{net}.2", namespace=name))
         # What is not let through is not answered, as firewalls do it.
         yield (
             far,
@@ -478,6 +480,7 @@ def far_away(sshd: Sshd) -> Iterator[tuple[Sshd, Callable[[], None], Callable[[]
         )
 
 
+@pytest.mark.slow
 def test_the_network_is_cut(
     pair: Pair, far_away: tuple[Sshd, Callable[[], None], Callable[[], None]], tmp_path: Path
 ) -> None:
@@ -547,7 +550,7 @@ def test_what_is_damaged_over_there_does_not_come(pair: Pair) -> None:
     assert pair.inv("db.fetch", name, "--host", "prod").code == 2
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, *slowly(signal.SIGKILL)])
 def test_a_fetch_that_was_cut_begins_anew(pair: Pair, signum: signal.Signals, tmp_path: Path) -> None:
     name = pair.host("db.backup", "--formats", "dump", "--json").json["name"]
     far = pair.far.backups / f"{name}.dump"
