@@ -23,16 +23,16 @@ def of_migrating(bench: Bench, database: Database, size: str) -> Iterator[Figure
     bench.say(f"measuring a migration of no cost, {size} ...")
     pairs = paired(lambda: _taken(bench, *_free()), lambda: _taken(bench, "db.backup-pre-migrate"), bench.rounds)
     ours, theirs = zip(*pairs, strict=True)
-    yield Figure("migrate.free", f"db.migrate, over a backup, {size}", "s", 1.15, ours, theirs)
+    yield Figure("migrate.free", f"db.migrate over backup, {size}", "s", 1.15, ours, theirs)
     bench.say(f"measuring how one that fails is put back, {size} ...")
     with Restores(bench, database) as restores:
         back = paired(lambda: _told(restores, *_failing()), lambda: _told(restores, *_plain(restores)), bench.rounds)
         ours, theirs = zip(*back, strict=True)
-        yield Figure("migrate.back", f"rolled back, over a restore, {size}", "s", 1.2, ours, theirs)
+        yield Figure("migrate.back", f"rollback over restore, {size}", "s", 1.2, ours, theirs)
         gaps = tuple(
             longest_silence(bench, database, lambda: _told(restores, *_failing())) for _ in range(bench.rounds)
         )
-        yield Figure("migrate.locked", f"locked out by that, {size}", "s", 0.5, gaps, judged=Judged.PEAK)
+        yield Figure("migrate.locked", f"locked out, rollback, {size}", "s", 0.5, gaps, judged=Judged.PEAK)
 
 
 def _free() -> tuple[str, ...]:
