@@ -93,7 +93,8 @@ where not exists (select from pg_depend e
     where c.oid = o.oid and n.nspname not like 'pg\\_%'))
 """
 _TABLE_NAMES = """
-select coalesce(json_agg(json_build_array(n.nspname, c.relname)), '[]')
+select coalesce(json_agg(json_build_array(n.nspname, c.relname,
+  has_table_privilege(c.oid, 'SELECT') and has_schema_privilege(n.oid, 'USAGE'))), '[]')
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.relkind = 'r' and c.relpersistence <> 't'
   and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'
@@ -304,12 +305,12 @@ def count_objects(session: Session) -> int:
 
 def table_names(session: Session) -> list[str]:
     """Return the tables a dump will hold, by `schema.table`; unlike tables() it waits for nobody's lock."""
-    return [f"{schema}.{table}" for schema, table in answer(session, _TABLE_NAMES)]
+    return [f"{schema}.{table}" for schema, table, _ in answer(session, _TABLE_NAMES)]
 
 
 def migrations(session: Session) -> list[str] | None:
     """Return the names of the migrations applied, from whichever ledger is there; None without one."""
-    present = {name: schema for schema, name in answer(session, _TABLE_NAMES)}
+    present = {name: schema for schema, name, _ in answer(session, _TABLE_NAMES)}
     for table, name, order, condition in _LEDGERS:
         if table in present:
             place = f"{identifier(present[table])}.{identifier(table)}"
@@ -336,15 +337,8 @@ def check_rows(expected: dict[str, int]) -> str:
 
 
 def count_rows(session: Session) -> dict[str, int]:
-    """Return the rows of every table that can be read, by `schema.table`."""
-    readable = (
-        "select coalesce(json_agg(json_build_array(n.nspname, c.relname) order by 1), '[]') "
-        "from pg_class c join pg_namespace n on n.oid = c.relnamespace "
-        "where c.relkind = 'r' and c.relpersistence <> 't' and n.nspname not like 'pg\\_%' "
-        "and n.nspname <> 'information_schema' and has_table_privilege(c.oid, 'SELECT') "
-        "and has_schema_privilege(n.oid, 'USAGE')"
-    )
-    names = answer(session, readable)
+    """Return the rows of every table a dump will hold that can be read, by `schema.table`."""
+    names = [(schema, table) for schema, table, readable in answer(session, _TABLE_NAMES) if readable]
     counted: dict[str, int] = {}
     for first in range(0, len(names), _COUNTED_AT_ONCE):
         counts = " union all ".join(

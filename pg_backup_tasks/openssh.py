@@ -115,7 +115,13 @@ def known_keys(route: Route) -> KnownKeys:
 def _ask(program: str, *arguments: str, good: Sequence[int] = (0,)) -> str:
     try:
         done = subprocess.run(
-            (program, *arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SOON, check=False
+            (program, *arguments),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SOON,
+            check=False,
         )
     except FileNotFoundError:
         raise Refused(

@@ -137,7 +137,8 @@ data && (lines || /^COPY /) {
 !/^(--)?$/ && $1 != "\\unrestrict" { whole = data = 0 }
 END { print (whole ? "whole" : "torn") }
 """
-# Passes a plain dump on, less what its psql would not take; fails unless it was whole and nobody cried for help.
+# Passes a plain dump on, less what its psql would not take; fails unless it was whole and nobody cried for help. With
+# *one* all of it is in one transaction, which what pg_dump has around large objects must not end.
 EDIT = r"""
 BEGIN { count = split(skip, names, " "); while (count) unknown[names[count--]] = 1 }
 copying { print; copying = $0 != "\\."; next }
@@ -146,7 +147,7 @@ $0 == "\\!torn" { whole = 0; exit }
 /^SET / && !kind && ($2 in unknown) { next }
 $1 == "\\restrict" && !kind { key = $2; if (restrict) next }
 $1 == "\\unrestrict" && $2 == key && restrict { next }
-kind == "BLOBS" && /^(BEGIN|COMMIT);$/ { next }
+one && kind == "BLOBS" && /^(BEGIN|COMMIT);$/ { next }
 { print }
 kind == "TABLE DATA" && / FROM stdin;$/ { copying = 1 }
 /^-- PostgreSQL database dump complete$/ { whole = 1; next }
@@ -193,10 +194,10 @@ fi
 printf '%s\n' "gzip $gzip" "$codes"
 """
 # Standard input holds what goes first and what goes last; dd takes not a byte too much of it.
-# Arguments: how many bytes these are, EDIT and its two settings, the file, how many words the reader has, these,
+# Arguments: how many bytes these are, EDIT and its three settings, the file, how many words the reader has, these,
 # psql.
 LOAD = r"""
-before=$1 after=$2 pass=$3 skip=$4 restrict=$5 path=$6; shift 6
+before=$1 after=$2 edit=$3 skip=$4 restrict=$5 one=$6 path=$7; shift 7
 exec 5<&0
 words() { dd bs=1 count="$1" <&5 2>/dev/null; }
 reader() {
@@ -210,7 +211,8 @@ psql() { shift "$1"; shift; "$@"; }
   {
     words "$before"
     { reader "$@" <"$path" || { echo "reader $?" >&3; printf '\n\\!torn\n'; }; } |
-      if awk -v skip="$skip" -v restrict="$restrict" "$pass"; then words "$after"; else echo "dump torn" >&3; fi
+      if awk -v skip="$skip" -v restrict="$restrict" -v one="$one" "$edit"; then words "$after"
+      else echo "dump torn" >&3; fi
   } | { psql "$@"; echo "psql $?" >&3; }
 } 3>&1
 """

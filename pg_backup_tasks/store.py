@@ -22,7 +22,7 @@ _CLEARED = ".cleared_"
 _REMOVING = ".removing"
 _MOST_LINKS = 8
 # What a run that dies while it writes leaves of an .info, or of its own notes.
-_TEMPORARY = re.compile(r"\.(?:backup_.*|\.(?:removing|undo\.json|restoring\.(?:json|list)))\.new")
+_TEMPORARY = re.compile(r"\.(?:backup_.*|\.(?:removing|undo\.json|migrations\.json|restoring\.(?:json|list)))\.new")
 
 
 @dataclass(frozen=True)

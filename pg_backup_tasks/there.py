@@ -225,7 +225,8 @@ class There:
         owners = ("--no-owner", "--no-privileges") if load.skip_owners else ()
         printing = (*reader.argv, *owners)
         before, after = load.before.encode(), load.after.encode()
-        settings = (" ".join(sorted(load.skip_settings)), "1" if load.skip_restrict else "")
+        one = "1" if load.before else ""
+        settings = (" ".join(sorted(load.skip_settings)), "1" if load.skip_restrict else "", one)
         counts = (str(len(before)), str(len(after)))
         words = ("sh", "-c", posix.LOAD, "load", *counts, posix.EDIT, *settings, load.path, str(len(printing)))
         command = Command((*words, *printing, *load.psql.argv), load.psql.env, load.psql.secrets)

@@ -103,7 +103,7 @@ def fill(server: Server, database: str) -> str:
         f"from generate_series(1, {ROWS}) n;"
         "alter table drinks add primary key (id); create view dear as select * from drinks where id > 100;"
         "grant select on drinks to public; create table parts (id int) partition by range (id);"
-        "create table lone as select 7 as n",
+        "create table lone as select 7 as n; select lo_from_bytea(4711, 'a large one')",
         database,
     )
     from urllib.parse import quote
@@ -190,6 +190,10 @@ def test_every_mode_from_every_format(pair: Pair, mode: str, format_: str) -> No
         assert pair.server.sql("select count(*) from drinks", copy) == str(ROWS)
         pair.server.drop(copy)
         return
+    large = pair.server.sql(
+        "select string_agg(encode(lo_get(oid), 'escape'), '') from pg_largeobject_metadata", pair.database
+    )
+    assert large == ("" if "schema" in mode else "a large one")
     rows = {"": ROWS, "--data-only": ROWS, "--schema-only --clean": 0, "--table lone": ROWS // 2}
     assert pair.rows == str(rows[mode])
     assert pair.server.sql("select sum(n) from lone", pair.database) == ("" if "schema" in mode else "7")

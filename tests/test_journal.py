@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pg_backup_tasks import switching
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.journal import Change, Journal
+from pg_backup_tasks.migration import Migration, Migrations
 from pg_backup_tasks.model import Database
 from pg_backup_tasks.store import Store
 
@@ -108,6 +109,7 @@ def test_what_a_run_that_dies_while_it_writes_leaves_is_cleared(journal: Journal
     journal.begin(CHANGE)
     journal.remember(CHANGE)
     folder = Path(journal.folder)
+    Migrations(journal.machine, journal.folder).remember(Migration("d", "h", 1, "b", "0", "at", "migrated", ""))
     written = {p.name for p in folder.iterdir()} | {".removing", Path(journal.list_path).name}
     for name in written:
         (folder / f".{name}.new").touch()

@@ -128,6 +128,13 @@ def test_a_migration_that_works(shop: Shop) -> None:
     }
 
 
+def test_what_is_an_extensions_is_no_difference(here: Shop) -> None:
+    here.sql("create table an_extensions as select 1 as n; alter extension plpgsql add table an_extensions")
+    done = here.inv("db.migrate", "--command", "true", "--json")
+    assert done.code == 0, done.err
+    assert done.json["changed"] == {"schema": False, "tables": {}}
+
+
 def test_the_command_is_the_settings(here: Shop) -> None:
     here.project.environ["INVOKE_DB_MIGRATE"] = "touch migrated; pwd"
     done = here.inv("db.migrate")
