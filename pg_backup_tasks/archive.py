@@ -16,7 +16,7 @@ from typing import Protocol
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
-from .model import Item
+from .model import Format, Item
 
 OLDEST, NEWEST = (1, 12), (1, 16)
 CUSTOM, TAR = 1, 3
@@ -255,6 +255,11 @@ def _count(chunks: Iterator[bytes]) -> int | None:
         lines += chunk.count(b"\n")
         tail = (tail + chunk)[-len(COPY_END) :] if len(chunk) < len(COPY_END) else chunk[-len(COPY_END) :]
     return lines - COPY_END.count(b"\n") if tail == COPY_END else None
+
+
+def contents(source: Source, format_: Format, codec: str) -> Contents:
+    """Return the contents of an archive of either format; raise UnsupportedError for a version we cannot read."""
+    return read_tar_contents(source, codec) if format_ is Format.TAR else read_contents(source, codec)[0]
 
 
 def read_tar_contents(source: Source, codec: str = "utf-8") -> Contents:

@@ -281,16 +281,11 @@ def contents(path: str, format_: Format, codec: str, cancelled: threading.Event)
     """Return the objects a whole dump file holds; see Machine.contents."""
     if not format_.is_archive:
         return _read_sql(path, codec, None, cancelled)[1]
-    read = archive.read_tar_contents if format_ is Format.TAR else _read_custom_contents
     try:
         with io.BufferedReader(_Stoppable(path, cancelled), CHUNK) as file:
-            return tuple(read(file, codec).entries.values())
+            return tuple(archive.contents(file, format_, codec).entries.values())
     except archive.UnsupportedError:
         return None
-
-
-def _read_custom_contents(source: archive.Source, codec: str) -> archive.Contents:
-    return archive.read_contents(source, codec)[0]
 
 
 def _read_dump(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> _Read:

@@ -77,12 +77,12 @@ def _here_already(home: Desk, chosen: Backup, wanted: tuple[Format, ...]) -> Bac
     here = home.store.by_name(chosen.name)
     if here is None or here.info is None or chosen.info is None or not here.complete:
         return None
-    for format_ in wanted:
-        recorded = chosen.info.files.get(format_.extension)
-        if format_ not in here.sizes or recorded is None or _is(home.machine.digest(here.path(format_)), recorded):
-            continue
-        return None
-    return here if all(f in here.sizes for f in wanted) else None
+    recorded = {f: chosen.info.files.get(f.extension) for f in wanted}
+    same = (
+        f in here.sizes and (file is None or _is(home.machine.digest(here.path(f)), file))
+        for f, file in recorded.items()
+    )
+    return here if all(same) else None
 
 
 def _is(found: Digest, recorded: FileInfo) -> bool:

@@ -159,15 +159,7 @@ class Here:
             return psql.wait()
 
     def _pour(self, load: Load, target: io.FileIO, progress: Progress) -> None:
-        dump = SqlDump(
-            load.codec,
-            skip_settings=load.skip_settings,
-            skip_restrict=load.skip_restrict,
-            skip_owners=load.skip_owners,
-            leave_out=load.leave_out,
-            one_transaction=bool(load.before),
-            one_database=True,
-        )
+        dump = load.editor()
         bulk.write_all(target, load.before.encode())
         with ExitStack() as stack:
             if load.reader:

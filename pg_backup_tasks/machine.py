@@ -9,6 +9,7 @@ from typing import Protocol
 
 from .errors import Failed
 from .model import Command, Digest, Format, Item
+from .sqltext import SqlDump
 
 Progress = Callable[[int], None]
 
@@ -70,6 +71,18 @@ class Load:
     skip_restrict: bool = False
     skip_owners: bool = False
     leave_out: Callable[[Item], bool] | None = None
+
+    def editor(self) -> SqlDump:
+        """Return what turns the dump's SQL into what psql is to be sent."""
+        return SqlDump(
+            self.codec,
+            skip_settings=self.skip_settings,
+            skip_restrict=self.skip_restrict,
+            skip_owners=self.skip_owners,
+            leave_out=self.leave_out,
+            one_transaction=bool(self.before),
+            one_database=True,
+        )
 
 
 class CommandError(Failed):

@@ -138,11 +138,10 @@ class There:
                 for data in _chunks(output):
                     dump.feed(data)
             return tuple(dump.items)
-        read = archive.read_tar_contents if format_ is Format.TAR else _read_custom_contents
         try:
             # It stands at the beginning: the line brings little more than that.
             with self._reading(path, Format.SQL) as output, io.BufferedReader(_Raw(output), 1 << 16) as source:
-                return tuple(read(source, codec).entries.values())
+                return tuple(archive.contents(source, format_, codec).entries.values())
         except archive.UnsupportedError:
             return None
 
@@ -253,15 +252,7 @@ class There:
 
     def _stream(self, load: Load, packed: bool, progress: Progress) -> Done:
         """Let a dump come over the line, and go back the way psql is to have it."""
-        dump = SqlDump(
-            load.codec,
-            skip_settings=load.skip_settings,
-            skip_restrict=load.skip_restrict,
-            skip_owners=load.skip_owners,
-            leave_out=load.leave_out,
-            one_transaction=bool(load.before),
-            one_database=True,
-        )
+        dump = load.editor()
         with self._conversation(load.psql) as psql, self._printed(load, packed) as source:
             psql.send(load.before.encode())
             for data in _chunks(source.output):
@@ -386,10 +377,6 @@ class _Raw(io.RawIOBase):
         data = self._output.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
-
-
-def _read_custom_contents(source: archive.Source, codec: str) -> archive.Contents:
-    return archive.read_contents(source, codec)[0]
 
 
 def _chunks(output: FarOutput) -> Iterator[bytes]:
