@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -65,6 +66,8 @@ def of_shelves(bench: Bench) -> Iterator[Figure]:
     times = []
     for _ in range(bench.rounds):
         _fill(bench.project / "backups" / "postgres", count)
+        # As they lie there after a year.
+        os.sync()
         listed = seconds(bench.inv("db.list"), bench.project, bench.env)
         times.append(listed + seconds(bench.inv("db.cleanup"), bench.project, bench.env))
         bench.forget(bench.project / "backups")

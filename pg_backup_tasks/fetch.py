@@ -172,6 +172,6 @@ def _document(far: Desk, chosen: Backup, wanted: tuple[Format, ...]) -> bytes:
 def _remove_older(home: Desk, chosen: Backup) -> None:
     """Make way for a backup that lies here in fewer formats, or damaged."""
     if home.store.by_name(chosen.name):
-        files = [e.name for e in home.machine.entries(home.store.folder) or [] if e.name.startswith(f"{chosen.name}.")]
+        files = [e.name for e in home.machine.entries(home.store.folder, f"{chosen.name}.") or []]
         first = f"{chosen.name}{INFO}"
         home.machine.remove(*(f"{home.store.folder}/{file}" for file in sorted(files, key=lambda f: f != first)))

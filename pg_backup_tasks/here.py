@@ -10,6 +10,7 @@ import stat
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,10 @@ from .errors import Failed
 from .machine import CommandError, Derived, Done, Entry, Examined, Followed, Job, Load, Progress, Session
 from .model import Command, Digest, Format, Item, format_of
 from .sqltext import SqlDump
+
+# How many at a time remove files, and for how many that is worth it.
+_REMOVERS = 8
+_WORTH_SHARING = 1000
 
 
 class Here:
@@ -177,10 +182,10 @@ class Here:
 
     # Files
 
-    def entries(self, folder: str) -> list[Entry] | None:
+    def entries(self, folder: str, starting: str = "") -> list[Entry] | None:
         try:
             with os.scandir(folder) as entries:
-                return [_entry(entry) for entry in entries]
+                return [_entry(entry) for entry in entries if entry.name.startswith(starting)]
         except FileNotFoundError:
             return None
 
@@ -288,9 +293,12 @@ class Here:
             return ""  # something else under that name, which nobody of ours put there
 
     def remove(self, *paths: str) -> None:
-        for path in paths:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+        if len(paths) < _WORTH_SHARING:
+            _unlink(paths)
+            return
+        # Each waits for the disk most of the time.
+        with ThreadPoolExecutor(_REMOVERS) as removers:
+            list(removers.map(_unlink, [paths[first::_REMOVERS] for first in range(_REMOVERS)]))
 
 
 def _pipe() -> tuple[int, int]:
@@ -311,6 +319,12 @@ def _entry(entry: os.DirEntry[str]) -> Entry:
     except FileNotFoundError:
         return Entry(entry.name, is_file=False)
     return Entry(entry.name, info.st_size, target, entry.is_file(follow_symlinks=False))
+
+
+def _unlink(paths: Sequence[str]) -> None:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _size(path: str) -> int:

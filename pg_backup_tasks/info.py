@@ -10,14 +10,14 @@ import msgspec
 VERSION = 1
 
 
-class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One file of a backup: its size in bytes and its SHA-256."""
 
     bytes: int
     sha256: str
 
 
-class DatabaseInfo(msgspec.Struct, frozen=True):
+class DatabaseInfo(msgspec.Struct, frozen=True, gc=False):
     """The database as it was: what CREATE DATABASE and ALTER DATABASE take, and where it lived."""
 
     name: str
@@ -37,7 +37,7 @@ class DatabaseInfo(msgspec.Struct, frozen=True):
     locale: str | None = None
 
 
-class Setting(msgspec.Struct, frozen=True):
+class Setting(msgspec.Struct, frozen=True, gc=False):
     """One `ALTER DATABASE ... SET`, or `ALTER ROLE role IN DATABASE ... SET`; *value* as pg_settings shows it."""
 
     role: str | None
@@ -45,14 +45,14 @@ class Setting(msgspec.Struct, frozen=True):
     value: str
 
 
-class Git(msgspec.Struct, frozen=True):
+class Git(msgspec.Struct, frozen=True, gc=False):
     """The checkout a backup was taken from."""
 
     commit: str
     branch: str
 
 
-class Restored(msgspec.Struct, frozen=True):
+class Restored(msgspec.Struct, frozen=True, gc=False):
     """The last time this backup was proven by restoring it."""
 
     at: str
@@ -60,7 +60,7 @@ class Restored(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class Info(msgspec.Struct, frozen=True):
+class Info(msgspec.Struct, frozen=True, gc=False):
     """The document itself; times are ISO 8601 in UTC, sizes bytes, durations seconds."""
 
     version: int

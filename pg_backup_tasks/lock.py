@@ -114,9 +114,9 @@ def _release(machine: Machine, folder: str, me: Holder) -> None:
 def _sweep(machine: Machine, folder: str) -> None:
     """Remove the links no chain leads to any more, left by who died just then; only under the lock."""
     whole = {path for path, _ in _chain(machine, folder)[0]}
-    for entry in machine.entries(folder) or []:
+    for entry in machine.entries(folder, f"{FILE}.") or []:
         path = f"{folder}/{entry.name}"
-        if not entry.name.startswith(f"{FILE}.") or path in whole or entry.target is None:
+        if path in whole or entry.target is None:
             continue
         if not machine.alive(Holder.parse(entry.target).presence):
             machine.remove(path)

@@ -196,8 +196,8 @@ class Machine(Protocol):
         """Return (folder, version text) for each set of PostgreSQL's client tools; *extra* folders first."""
         ...
 
-    def entries(self, folder: str) -> list[Entry] | None:
-        """Return what is in *folder*, None if there is no such folder."""
+    def entries(self, folder: str, starting: str = "") -> list[Entry] | None:
+        """Return what is in *folder* under names *starting* so, None if there is no such folder."""
         ...
 
     def sizes(self, paths: Sequence[str]) -> list[int]:

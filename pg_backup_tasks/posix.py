@@ -48,13 +48,15 @@ kill -KILL 0
 # Anything may stand under the path: only a link is a claim, and `ln` would go into a folder.
 CLAIM = '[ -e "$1" ] || [ -L "$1" ] || ln -s -- "$2" "$1" || [ -L "$1" ] || exit 4; [ "$(readlink -- "$1")" = "$2" ]'
 CLAIMED = 'if [ -L "$1" ]; then readlink -- "$1"; elif [ -e "$1" ]; then echo; else exit 3; fi'
-# Kind, size, target and name of each, all ended by NUL; then what ls says of them, which has the sizes: a process for
-# each file would take its time. Only of a name in two lines can it not be read there.
+# Kind, size, target and name of each that starts so, all ended by NUL; then what ls says of them, which has the sizes:
+# a process for each file would take its time. Only of a name in two lines can it not be read there.
 ENTRIES = r"""
 [ -e "$1" ] || exit 3
 cd -- "$1" || exit
-for name in * .[!.]* ..?*; do
+if [ "$2" ]; then set -- "$2"*; else set -- * .[!.]* ..?*; fi
+for name; do
   size= target= kind=other
+  case $name in .|..) continue ;; esac
   if [ -L "$name" ]; then kind=link target=$(readlink -- "$name"; echo .) target=${target%??}
   elif [ -f "$name" ]; then
     kind=file

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
+from itertools import groupby, islice
 from typing import Any
 
 from .errors import Refused
-from .model import BackupName
+from .model import BY_TIME, BackupName
 
 EVERY_TYPE = "all"
 
@@ -102,11 +103,11 @@ def plan(candidates: Iterable[Candidate], of: Callable[[str], Policy], now: date
     for candidate in candidates:
         types.setdefault(candidate.name.type, []).append(candidate)
     fates = [fate for type_, found in types.items() for fate in _of_one_type(found, of(type_), now, only)]
-    return sorted(fates, key=lambda fate: fate.name, reverse=True)
+    return sorted(fates, key=lambda fate: BY_TIME(fate.name), reverse=True)
 
 
 def _of_one_type(found: Sequence[Candidate], policy: Policy, now: datetime, only: Only) -> Iterator[Fate]:
-    newest_first = sorted(found, key=lambda c: c.name, reverse=True)
+    newest_first = sorted(found, key=lambda c: BY_TIME(c.name), reverse=True)
     future = [c for c in newest_first if c.name.at > now]
     past = [c for c in newest_first if c.name.at <= now]
     whole = [c for c in past if c.whole]
@@ -134,18 +135,16 @@ def _kept(newest_first: Sequence[Candidate], policy: Policy) -> Iterator[tuple[B
         ("monthly", policy.monthly, lambda at: f"{at:%Y-%m}"),
     ):
         newest = _newest_of_each(newest_first, period)
-        yield from ((name, f"{title} {when}") for when, name in newest[:count])
+        yield from ((name, f"{title} {when}") for when, name in islice(newest, count))
     if policy.last:
         yield from ((c.name, f"one of the last {policy.last}") for c in newest_first[: policy.last])
 
 
 def _newest_of_each(
     newest_first: Sequence[Candidate], period: Callable[[datetime], str]
-) -> list[tuple[str, BackupName]]:
-    newest: dict[str, BackupName] = {}
-    for candidate in newest_first:
-        newest.setdefault(period(candidate.name.at), candidate.name)
-    return list(newest.items())
+) -> Iterator[tuple[str, BackupName]]:
+    for when, of_one in groupby(newest_first, lambda candidate: period(candidate.name.at)):
+        yield when, next(of_one).name
 
 
 def _kept_anyway(newest_first: Sequence[Candidate], only: Only, now: datetime) -> Iterator[tuple[BackupName, str]]:

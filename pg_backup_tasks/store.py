@@ -14,7 +14,7 @@ from . import info as info_
 from .errors import Refused
 from .info import Info
 from .machine import CommandError, Entry, Machine
-from .model import INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
+from .model import BY_TIME, INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
 
 PARTIAL = ".partial_"
 FETCHING = ".fetching"
@@ -58,6 +58,10 @@ class Backup:
         named = self.info.files if self.info else {}
         return [e for e in named if not any(f.extension == e for f in self.sizes)]
 
+    def has(self, extension: str) -> bool:
+        """Whether its file of that extension, `.info` too, is there."""
+        return self.has_info if extension == INFO else any(f.extension == extension for f in self.sizes)
+
     def path(self, format_: Format) -> str:
         """Return where the dump of one format is."""
         if self.chosen and not BackupName.parse(self.name):
@@ -94,7 +98,7 @@ class Store:
             parsed = split_file(entry.name) if entry.is_file else None
             if parsed and (type_ is None or parsed[0].type == type_):
                 groups.setdefault(parsed[0], {})[parsed[1]] = entry
-        names = sorted(groups, reverse=True)
+        names = sorted(groups, key=BY_TIME, reverse=True)
         with_info = [name for name in names if INFO in groups[name]]
         raw = dict(zip(with_info, self._infos(with_info), strict=True))
         return [self._backup(name, groups[name], raw.get(name)) for name in names]
@@ -129,8 +133,8 @@ class Store:
         parsed = BackupName.parse(name)
         return next((b for b in self.backups(parsed.type) if b.name == name), None) if parsed else None
 
-    def _entries(self) -> list[Entry]:
-        return self.machine.entries(self.folder) or []
+    def _entries(self, starting: str = "") -> list[Entry]:
+        return self.machine.entries(self.folder, starting) or []
 
     def some(self) -> list[Backup]:
         """Return every backup. Raises Refused where there is none."""
@@ -214,10 +218,8 @@ class Store:
 
     def clear_remains(self) -> list[str]:
         """Remove what dead runs left, returning the backups they did not finish; only under the lock."""
-        entries = self._entries()
-        for entry in entries:
-            if not entry.name.startswith("."):
-                continue
+        hidden = self._entries(".")
+        for entry in hidden:
             name = BackupName.parse(entry.name.removeprefix(PARTIAL))
             if entry.name.startswith(PARTIAL) and name:
                 self._withhold(name)
@@ -225,8 +227,9 @@ class Store:
                 self.machine.remove(f"{self.folder}/{entry.name}")
             elif entry.name == FETCHING:
                 self.machine.remove_tree(f"{self.folder}/{FETCHING}")
-        if any(entry.name.startswith((PARTIAL, _CLEARED)) for entry in entries):
-            entries = self._entries()
+        if not any(entry.name.startswith((PARTIAL, _CLEARED)) for entry in hidden):
+            return []
+        entries = self._entries()
         cleared = [BackupName.parse(e.name.removeprefix(_CLEARED)) for e in entries if e.name.startswith(_CLEARED)]
         return [str(name) for name in cleared if name and not self._clear(name, entries)]
 
@@ -258,7 +261,7 @@ class Store:
         backups = sorted(backups, key=lambda b: str(b.created_at))  # what dies early leaves the newer ones
         names = {b.name for b in backups}
         self.machine.write(f"{self.folder}/{_REMOVING}", json.dumps(sorted(names), indent=0).encode())
-        self._redirect(names)
+        self._redirect({b.type for b in backups}, names)
         self.machine.remove(*(b.info_path for b in backups))
         self.machine.flush([self.folder])
         self.machine.remove(*(b.path(f) for b in backups for f in b.sizes))
@@ -276,21 +279,20 @@ class Store:
         self.machine.remove(*(b.path(f) for b in halves for f in b.sizes), f"{self.folder}/{_REMOVING}")
         return [b.name for b in halves]
 
-    def _redirect(self, gone: set[str]) -> None:
-        """Let no link to the latest backup point at one of those that go."""
-        entries = self._entries()
-        targets = {e.name: split_file(e.target) for e in entries if e.target}
-        there = {e.name for e in entries if e.is_file}
+    def _redirect(self, types: set[str], gone: set[str]) -> None:
+        """Let no link to the latest backup of these types point at one of those that go."""
         steps: list[tuple[str, ...]] = []
-        for type_ in {name.type for target in targets.values() if target and str(name := target[0]) in gone}:
+        for type_ in types:
+            links = {e.name: split_file(e.target) for e in self._entries(latest_link(type_, "")) if e.target}
+            dangling = {link for link, target in links.items() if target and str(target[0]) in gone}
+            if not dangling:
+                continue
             newest = next((b for b in self.backups(type_) if b.complete and b.name not in gone), None)
             for extension in _extensions():
-                link = latest_link(type_, extension)
-                target = targets.get(link)
-                if target and str(target[0]) in gone:
-                    file = f"{newest.name}{extension}" if newest else ""
+                if (link := latest_link(type_, extension)) in dangling:
                     path = f"{self.folder}/{link}"
-                    steps.append(("link", file, path) if file in there else ("remove", path))
+                    file = f"{newest.name}{extension}" if newest and newest.has(extension) else ""
+                    steps.append(("link", file, path) if file else ("remove", path))
         if steps:
             self.machine.publish(steps)
 

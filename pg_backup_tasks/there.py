@@ -274,8 +274,8 @@ class There:
 
     # Files
 
-    def entries(self, folder: str) -> list[Entry] | None:
-        done = self._ask(posix.ENTRIES, folder, good=(0, 3))
+    def entries(self, folder: str, starting: str = "") -> list[Entry] | None:
+        done = self._ask(posix.ENTRIES, folder, starting, good=(0, 3))
         if done.code:
             return None
         *words, listing = done.out.split("\0")

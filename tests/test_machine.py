@@ -476,6 +476,18 @@ def test_what_is_in_a_folder(machine: Machine, folder: Path) -> None:
     assert (found["to folder"].target, found["to folder"].is_file) == ("folder", False)
 
 
+@pytest.mark.parametrize(
+    ("starting", "found"),
+    [(".", {".", ".hidden", "..x"}), ("*", {"*", "*b"}), ("a b", {"a b", "a bc"}), ("-n", {"-n"}), ("zz", set())],
+)
+def test_what_starts_so_in_a_folder(machine: Machine, folder: Path, starting: str, found: set[str]) -> None:
+    for name in ("*", "*b", "a b", "a bc", "ab", "-n", ".hidden", "..x"):
+        (folder / name).write_text(name)
+    entries = machine.entries(str(folder), starting) or []
+    assert {e.name for e in entries} == found - {"."}
+    assert all(e.is_file and e.bytes == len(e.name) for e in entries)
+
+
 def test_a_folder_that_is_empty_or_not_there(machine: Machine, folder: Path) -> None:
     assert machine.entries(str(folder)) == []
     assert machine.entries(str(folder / "none")) is None

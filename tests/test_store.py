@@ -179,8 +179,8 @@ class Memory:
     def __init__(self, files: set[str]) -> None:
         self._files = files
 
-    def entries(self, folder: str) -> list[Entry]:
-        return [Entry(name, 1) for name in self._files]
+    def entries(self, folder: str, starting: str) -> list[Entry]:
+        return [Entry(name, 1) for name in self._files if name.startswith(starting)]
 
     def read_all(self, paths: list[str]) -> list[bytes]:
         return [b"an old script's" for _ in paths]
