@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,6 +170,23 @@ from pg_database d join pg_tablespace t on t.oid = d.dattablespace where d.datna
 """
 # Where the usual migration tools keep what they have applied: table, the name, their order, which rows count. Asked as
 # JSON, in which a column that another tool's table of that name does not have is null and no error.
+_BEING_FILLED = """
+select coalesce(json_agg(distinct format('%I.%I', n.nspname, c.relname)), '[]')
+from pg_locks l join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace
+where l.database = (select oid from pg_database where datname = current_database())
+  and l.mode = 'RowExclusiveLock' and l.granted and l.pid <> pg_backend_pid()
+  and c.relkind = 'r' and not c.relhassubclass
+  and n.nspname not like 'pg\\_%' and n.nspname <> 'information_schema'
+"""
+_TO_ANALYZE = """
+select coalesce(json_agg(json_build_array(
+  format('%I.%I', n.nspname, c.relname),
+  not exists(select from pg_index i where i.indrelid = c.oid and i.indexprs is not null)
+    and not exists(select from pg_statistic_ext s where s.stxrelid = c.oid)
+) order by c.relpages desc), '[]')
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'm', 'p') and n.nspname not like 'pg\\_%' and n.nspname <> 'information_schema'
+"""
 _LEDGERS = (
     ("_prisma_migrations", "migration_name", "started_at",
      "r ->> 'finished_at' is not null and r ->> 'rolled_back_at' is null"),
@@ -350,15 +368,17 @@ def count_rows(session: Session) -> dict[str, int]:
     return counted
 
 
-def to_analyze(session: Session) -> list[str]:
-    """Return the tables and materialized views that `analyze` goes through, as SQL names them, the largest first."""
-    found: list[str] = answer(
-        session,
-        "select coalesce(json_agg(format('%I.%I', n.nspname, c.relname) order by c.relpages desc), '[]') "
-        "from pg_class c join pg_namespace n on n.oid = c.relnamespace "
-        "where c.relkind in ('r', 'm', 'p') and n.nspname not like 'pg\\_%' and n.nspname <> 'information_schema'",
-    )
-    return found
+def being_filled(session: Session) -> set[str]:
+    """Return the tables without children that others are writing to now, as SQL names them; waits for no lock."""
+    return set(answer(session, _BEING_FILLED))
+
+
+def to_analyze(session: Session, done: Collection[str] = ()) -> list[str]:
+    """Return the tables and materialized views that `analyze` goes through, as SQL names them, the largest first.
+
+    Those *done* already are left out, unless something beside their columns has statistics as well.
+    """
+    return [name for name, only_columns in answer(session, _TO_ANALYZE) if name not in done or not only_columns]
 
 
 def database_exists(session: Session, name: str) -> bool:

@@ -11,7 +11,6 @@ from time import monotonic
 
 from . import catalog, postgres, properties, signals
 from .catalog import Server
-from .crew import Crew
 from .desk import Connection, Desk
 from .errors import Failed, TaskError, Unreachable
 from .info import DatabaseInfo, FileInfo
@@ -252,37 +251,6 @@ def count(connection: Connection, dump: Dump) -> None:
         connection.session.ask(catalog.check_rows(dump.rows))
     except CommandError as error:
         raise _refusal(error, connection.database) from None
-
-
-def analyze(desk: Desk, connection: Connection, dump: Dump | None = None) -> None:
-    """Let the planner know the new data, several tables at a time, and meanwhile count every table's rows of *dump*.
-
-    Raises Failed where they are others than the backup has recorded.
-    """
-    tables = catalog.to_analyze(connection.session)
-    jobs = max(1, min(desk.settings.jobs, len(tables)))
-    # The largest first, dealt out like cards: they are about equal then.
-    shares = [tables[first::jobs] for first in range(jobs)]
-    # Who counts as well takes the share that begins with the smallest.
-    *others, last = shares
-    with ExitStack() as stack:
-        connections = [stack.enter_context(desk.connect(connection.database)) for _ in others]
-        crew = stack.enter_context(Crew(desk.machine, len(shares)))
-        work = [crew.submit(_analyze, c, share) for c, share in zip(connections, others, strict=True)]
-        work.append(crew.submit(_count_and_analyze, connection, dump, last))
-        for done in work:
-            crew.result(done)
-
-
-def _count_and_analyze(connection: Connection, dump: Dump | None, tables: list[str]) -> None:
-    if dump:
-        count(connection, dump)
-    _analyze(connection, tables)
-
-
-def _analyze(connection: Connection, tables: list[str]) -> None:
-    if tables:
-        connection.session.ask(f"analyze {', '.join(tables)}")
 
 
 @contextmanager

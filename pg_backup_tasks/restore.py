@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
 
-from . import ability, backup, catalog, loading, signals, switching, units, verify
+from . import ability, analysis, backup, catalog, loading, signals, switching, units, verify
 from .consent import Consent
 from .desk import Connection, Desk
 from .errors import Failed, Refused, Unreachable
@@ -201,9 +201,10 @@ class Work:
     def _fill(self, name: str) -> None:
         with self._scratch(name) as connection:
             part = self._looker.structure()
-            owned = self.order.owned
-            loading.load(self.desk, self.dump, Target(connection, whole=False, owned=owned, part=part))
-            loading.analyze(self.desk, connection, self.dump if part is None else None)
+            target = Target(connection, whole=False, owned=self.order.owned, part=part)
+            with analysis.ahead(self.desk, connection) as analyzed:
+                loading.load(self.desk, self.dump, target)
+            analysis.analyze(self.desk, connection, self.dump if part is None else None, analyzed)
 
     def _finish(self, server: Connection, wanted: DatabaseInfo | None) -> None:
         """Take our mark off the database that has its name now, and give it its properties."""
@@ -234,7 +235,7 @@ class Work:
         target = Target(connection, whole=True, owned=owned, properties=found.statements, part=found.part)
         if self.order.into:
             loading.load(desk, self.dump, target)
-            loading.analyze(desk, connection)
+            analysis.analyze(desk, connection)
             return
         order = backup.Order(SAFETY, f"Before {self.task}", (Format.DUMP,))
         safety = backup.at_work(desk, order, connection)
@@ -246,7 +247,7 @@ class Work:
         except BaseException:
             switching.abandon(desk, connection, change)
             raise
-        loading.analyze(desk, connection)
+        analysis.analyze(desk, connection)
 
     def _change(self, found: Found, how: How, before: str, comment: str | None = None) -> Change:
         task, backup_ = self.task, self.dump.backup.name
