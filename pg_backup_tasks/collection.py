@@ -366,7 +366,7 @@ def verify(
         if run.dry:
             run.report.planned(f"Would verify {', '.join(b.name for b in found)}.")
             return []
-        verdicts = _judge(run.desk, found, restore, seconds)
+        verdicts = _proofs(run, backup, found, seconds) if restore else _readings(run.desk, found)
         run.report.verdicts(verdicts)
         if not all(v.ok for v in verdicts):
             raise Exit(code=3)
@@ -375,12 +375,23 @@ def verify(
     return each(c, host, work, json=json)
 
 
-def _judge(desk: Desk, found: list[Backup], restore: bool, seconds: float) -> list[Verdict]:
+def _readings(desk: Desk, found: list[Backup]) -> list[Verdict]:
     from . import verify as workflow
     from .switching import tell
 
     tell(desk)
-    return [workflow.prove(desk, b, seconds) if restore else workflow.verify(desk, b) for b in found]
+    return [workflow.verify(desk, backup) for backup in found]
+
+
+def _proofs(run: Run, word: str, found: list[Backup], wait: float) -> list[Verdict]:
+    from . import verify as workflow
+    from .switching import tell
+
+    tell(run.desk)
+    if word == "all":
+        return workflow.prove_all(run.desk, found, wait)
+    latest = word.partition(":")[0] == "latest"
+    return [workflow.prove(run.desk, lambda: run.find(word) if latest else found[0], wait)]
 
 
 @task(auto_shortflags=False, help={"backup": _BACKUP, "host": _FROM, "wait": _WAIT, "json": _JSON})

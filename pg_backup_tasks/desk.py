@@ -170,11 +170,14 @@ class Desk:
         with ExitStack() as stack:
             with self._usable(folder):
                 self.machine.make_folder(folder)
-                stack.enter_context(lock.hold(self.machine, folder, task, self.clock, wait))
+                stack.enter_context(lock.hold(self.machine, folder, task, self.clock, wait, self._tell_who))
                 unfinished = self.store.clear_remains()
             for name in unfinished:
                 self.report.say(f"Cleared what an earlier run left of {name}, which it never finished.")
             yield
+
+    def _tell_who(self, holder: lock.Holder) -> None:
+        self.report.say(f"Waiting for the end of {holder.task}, at work since {holder.since}.")
 
     @contextmanager
     def _usable(self, folder: str) -> Iterator[None]:

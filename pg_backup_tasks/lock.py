@@ -54,14 +54,22 @@ def hold(
     task: str,
     clock: Callable[[], datetime],
     wait: float = 0,
+    tell: Callable[[Holder], None] | None = None,
 ) -> Iterator[None]:
-    """Hold *folder*'s lock for this block, waiting up to *wait* seconds for it; raise Locked if it is taken."""
+    """Hold *folder*'s lock for this block, waiting up to *wait* seconds for it; raise Locked if it is taken.
+
+    Whoever holds it is told to *tell* before the waiting for them begins.
+    """
     me = Holder(machine.presence(), task, clock().strftime("%Y-%m-%dT%H:%M:%SZ"))
     deadline = time.monotonic() + wait
+    waited_for = None
     try:
         while holder := _try(machine, folder, me):
             if time.monotonic() >= deadline:
                 raise _locked(folder, holder, me)
+            if tell and holder != waited_for:
+                tell(holder)
+            waited_for = holder
             signals.sleep(_AGAIN)
         _sweep(machine, folder)
         yield

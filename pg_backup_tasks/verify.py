@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,6 +20,7 @@ from .model import Command, Format
 from .store import Backup
 from .url import elsewhere
 
+_PROVING = "db.verify --restore"
 _OURS = "the embedded server"
 # What says something of the server or the user, and nothing of the backup.
 _NOT_HERE = re.compile(
@@ -172,15 +174,31 @@ def _ask_pg_restore(desk: Desk, path: str, format_: Format) -> list[str]:
     return []
 
 
-def prove(desk: Desk, backup: Backup, wait: float) -> Verdict:
+def prove(desk: Desk, find: Callable[[], Backup], wait: float) -> Verdict:
     """Verify a backup, load it into a scratch database, compare every table's rows, write the proof into `.info`.
 
-    The scratch database is made on the configured server where that is allowed, else on one of our own.
+    *find* says which, once nobody else is at work: the latest may be another then. The scratch database is made on the
+    configured server where that is allowed, else on one of our own.
     """
+    with desk.at_work(_PROVING, wait):
+        return _prove(desk, find())
+
+
+def prove_all(desk: Desk, backups: list[Backup], wait: float) -> list[Verdict]:
+    """Prove one after the other, letting others work in between; what they remove is left out."""
+    verdicts = []
+    for listed in backups:
+        with desk.at_work(_PROVING, wait):
+            if backup := desk.store.by_name(listed.name):
+                verdicts.append(_prove(desk, backup))
+    return verdicts
+
+
+def _prove(desk: Desk, backup: Backup) -> Verdict:
     verdict = verify(desk, backup)
     if not verdict.ok:
         return verdict
-    with desk.at_work("db.verify --restore", wait), ExitStack() as stack:
+    with ExitStack() as stack:
         connection = _somewhere(desk, stack)
         began = monotonic()
         try:

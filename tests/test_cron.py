@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from aftermath import holding, wait_until
 from conftest import IN_CI, ROOT, Project, Server, missing
 
 CRON = Path("/usr/sbin/cron")
 # Cron looks once a minute.
-NEXT_MINUTE = 75.0
+NEXT_MINUTE = 120.0
 
 
 @pytest.fixture
@@ -84,6 +86,22 @@ def test_two_at_once(tree: Project) -> None:
     assert len(backups(tree)) == codes.count(0)
     waiting = [as_cron(tree, "db.backup-auto", "--cleanup", "--wait", "60") for _ in range(2)]
     assert [ended(run)[0] for run in waiting] == [0, 0]
+
+
+def test_the_latest_is_the_one_that_was_waited_for(tree: Project, server: Server, database: str) -> None:
+    assert ended(as_cron(tree, "db.backup-auto"))[0] == 0
+    first, log = backups(tree), tree.path / "backups" / "pg_backup_tasks.log"
+    with holding(server, database, "lock table t") as release:
+        backup = as_cron(tree, "db.backup-auto", "--cleanup")
+        wait_until((tree.backups / ".lock").is_symlink, "the backup to begin")
+        proof = as_cron(tree, "db.verify", "latest:auto", "--restore", "--wait", "60", "--json")
+        wait_until(lambda: "Waiting for the end of" in log.read_text(), "db.verify to wait for the backup")
+        release()
+        assert ended(backup) == (0, "", "")
+        code, out, _ = ended(proof)
+    assert code == 0
+    assert [f"{verdict['name']}.info" for verdict in json.loads(out)["backups"]] == backups(tree)
+    assert backups(tree) != first
 
 
 def crontab() -> list[str]:

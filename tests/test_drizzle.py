@@ -20,6 +20,7 @@ from bench.sshd import HOST
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PNPM = "pnpm@10.20.0"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 PACKAGES = {"drizzle-orm": "0.45.1", "pg": "8.16.3"}
 MIGRATE = """
 import { drizzle } from "drizzle-orm/node-postgres";
@@ -77,9 +78,9 @@ class Workspace:
         self.script()
         (self.path / "tasks.py").write_text(TASKS)
         self.tools = folder / "tools"
-        self._run("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(self.tools), PNPM)
+        self._run("npm", "install", "--loglevel=error", "--no-audit", "--no-fund", "--prefix", str(self.tools), PNPM)
         self.bin = self.tools / "node_modules" / ".bin"
-        self._run(str(self.bin / "pnpm"), "install", "--silent")
+        self._run(str(self.bin / "pnpm"), "install", "--loglevel=error")
 
     def script(self, beside: str = "") -> None:
         """Write what migrates, and what it does *beside* that, before it."""
@@ -102,6 +103,9 @@ class Workspace:
 
     def _run(self, *words: str) -> None:
         env = {**os.environ, "CI": "true"}
+        # Node trusts its own certificates only, and pip, which got us here, the machine's.
+        if CERTIFICATES.exists():
+            env.setdefault("NODE_EXTRA_CA_CERTS", str(CERTIFICATES))
         done = subprocess.run(words, cwd=self.path, env=env, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
