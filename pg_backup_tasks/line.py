@@ -29,6 +29,7 @@ _SILENCE = 10.0
 _AGAIN = 0.2
 _SOON = 10.0
 _PIECE = 1 << 15
+_AT_ONCE = 1 << 18
 # Fewer and larger packets than usual; a larger window makes paramiko slower.
 _BULK = {"window_size": 2 << 20, "max_packet_size": 1 << 17}
 # A quarter quicker than what paramiko takes of itself.
@@ -286,6 +287,7 @@ class _Transports:
         if isinstance(sock, socket.socket):
             # Much is asked in few bytes: nothing is to wait for the answer to what went before.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock = _Buffered(sock)
         transport = paramiko.Transport(sock, **options)
         wanted = transport.get_security_options()
         known = {kind for kind, _ in self._known.good}
@@ -294,6 +296,24 @@ class _Transports:
         allowed = [c for c in wanted.ciphers if c in self._route.ciphers] or list(wanted.ciphers)
         wanted.ciphers = (*(c for c in _QUICK if c in allowed), *(c for c in allowed if c not in _QUICK))
         return transport
+
+
+class _Buffered:
+    """A socket that takes what has come at once: paramiko asks for each packet twice, and each time waits its turn."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._ahead = memoryview(b"")
+
+    def recv(self, size: int) -> bytes:
+        """Return up to *size* bytes, nothing at the end; as a socket does."""
+        if not self._ahead:
+            self._ahead = memoryview(self._socket.recv(_AT_ONCE))
+        taken, self._ahead = self._ahead[:size], self._ahead[size:]
+        return bytes(taken)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
 
 
 class _OnlyKnown(paramiko.MissingHostKeyPolicy):
