@@ -364,7 +364,7 @@ def properties_of(
     roles = catalog.role_names(connection.session)
     if missing := properties.missing_roles(info, roles):
         desk.report.warn(f"The server has no role {', '.join(missing)}; what was theirs is left out.")
-    return tuple(properties.statements(info, name, roles, now))
+    return tuple(properties.statements(info, name, roles, connection.server.user, now))
 
 
 def _say_refused(desk: Desk, statement: Statement) -> None:

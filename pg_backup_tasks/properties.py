@@ -52,13 +52,15 @@ def creations(info: DatabaseInfo, name: str, major: int) -> list[str]:
     return [base + provided.get(info.locale_provider, libc) + places, base, f"{base}{libc} locale 'C'"]
 
 
-def statements(info: DatabaseInfo, name: str, roles: set[str], now: DatabaseInfo | None = None) -> list[Statement]:
+def statements(
+    info: DatabaseInfo, name: str, roles: set[str], maker: str, now: DatabaseInfo | None = None
+) -> list[Statement]:
     """Return what gives database *name* the recorded owner, comment, settings, limit and grants.
 
-    *now* is what it has, None for one just made. Whatever names a role that is not among *roles* is left out;
-    `missing_roles` names those.
+    *now* is what it has, None for one that the role *maker* has just made. Whatever names a role that is not among
+    *roles* is left out; `missing_roles` names those.
     """
-    target = identifier(name)
+    target, holder = identifier(name), now.owner if now else maker
     found = _settings(info, target, roles, now.settings if now else [])
     if info.comment is not None or (now and now.comment is not None):
         comment = "null" if info.comment is None else literal(info.comment)
@@ -67,11 +69,14 @@ def statements(info: DatabaseInfo, name: str, roles: set[str], now: DatabaseInfo
         found.append(
             Statement(f"alter database {target} connection limit {info.connection_limit}", "its connection limit")
         )
-    if info.acl is not None or (now and now.acl is not None):
-        found += _grants(info, target, roles, now)
-    # Last: whoever gives the database away may say nothing about it any more.
+    granted = info.acl is not None or (now and now.acl is not None)
+    if granted:
+        found += _grants(info, target, roles, holder, now)
+    # Last: whoever gives the database away may say little about it any more.
     if info.owner in roles and not (now and now.owner == info.owner):
         found.append(Statement(f"alter database {target} owner to {identifier(info.owner)}", f"its owner {info.owner}"))
+        # What was granted to the owner so far would have become the new one's.
+        found += _given(info, target, {holder} & roles) if granted else []
     return found
 
 
@@ -133,36 +138,47 @@ def _assign(name: str, value: str) -> str:
     return f"{_parameter(name)} to {', '.join(map(literal, elements or ['']))}"
 
 
-def _grants(info: DatabaseInfo, target: str, roles: set[str], now: DatabaseInfo | None) -> list[Statement]:
-    owner = now.owner if now else info.owner
-    strangers = {grantee for grantee, _ in _entries((now and now.acl) or []) if grantee not in ("", owner)}
+def _grants(info: DatabaseInfo, target: str, roles: set[str], holder: str, now: DatabaseInfo | None) -> list[Statement]:
+    """Return what leaves the recorded grants and no others, but for those to *holder*, who owns it so far."""
+    strangers = {grantee for grantee, _ in _entries((now and now.acl) or []) if grantee not in ("", holder)}
     found = [
         Statement(f"revoke all on database {target} from {who} cascade", "its grants")
         for who in ("public", *map(identifier, sorted(strangers & roles)))
     ]
-    holder = identifier(now.owner) if now else "current_user"
-    for grantee, privileges in _entries(_EVERYBODYS if info.acl is None else info.acl):
-        if grantee == info.owner:
-            found += _taken_by_the_owner(target, holder, privileges)
-        if grantee == info.owner or (grantee and grantee not in roles):
-            continue
-        who = identifier(grantee) if grantee else "public"
-        for letter, star in re.findall(r"([A-Za-z])(\*?)", privileges):
-            if letter in _PRIVILEGES:
-                option = " with grant option" if star else ""
-                found.append(
-                    Statement(
-                        f"grant {_PRIVILEGES[letter]} on database {target} to {who}{option}",
-                        f"{_PRIVILEGES[letter]} for {grantee or 'everybody'}",
-                    )
-                )
-    return found
+    found += _owners(info, target, holder, now)
+    return found + _given(info, target, (roles | {""}) - {holder})
 
 
-def _taken_by_the_owner(target: str, holder: str, privileges: str) -> list[Statement]:
-    """Return what takes from *holder*, the owner so far, what the owner has taken from itself."""
-    lacking = [word for letter, word in _PRIVILEGES.items() if letter not in privileges]
-    return [Statement(f"revoke {word} on database {target} from {holder}", "its grants") for word in lacking]
+def _owners(info: DatabaseInfo, target: str, holder: str, now: DatabaseInfo | None) -> list[Statement]:
+    """Return what gives *holder* what the recorded owner has: it may have taken some from itself."""
+    wanted = _held(info.acl, info.owner)
+    there = _held(now.acl, holder) if now else _held(None, holder)
+    verbs = {
+        word: "grant {} on database {} to {}" if letter in wanted else "revoke {} on database {} from {}"
+        for letter, word in _PRIVILEGES.items()
+        if (letter in wanted) != (letter in there)
+    }
+    return [Statement(verb.format(word, target, identifier(holder)), "its grants") for word, verb in verbs.items()]
+
+
+def _held(acl: list[str] | None, owner: str) -> str:
+    """Return the privileges that an owner has, which are all where nobody has said anything."""
+    return "".join(_PRIVILEGES) if acl is None else dict(_entries(acl)).get(owner, "")
+
+
+def _given(info: DatabaseInfo, target: str, grantees: set[str]) -> list[Statement]:
+    """Return the recorded grants to some *grantees*, "" being everybody; the owner needs none."""
+    return [
+        Statement(
+            f"grant {_PRIVILEGES[letter]} on database {target} to {identifier(grantee) if grantee else 'public'}"
+            f"{' with grant option' if star else ''}",
+            f"{_PRIVILEGES[letter]} for {grantee or 'everybody'}",
+        )
+        for grantee, privileges in _entries(_EVERYBODYS if info.acl is None else info.acl)
+        if grantee in grantees - {info.owner}
+        for letter, star in re.findall(r"([A-Za-z])(\*?)", privileges)
+        if letter in _PRIVILEGES
+    ]
 
 
 def _entries(acl: list[str]) -> list[tuple[str, str]]:
