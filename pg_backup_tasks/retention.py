@@ -129,22 +129,20 @@ def _of_one_type(found: Sequence[Candidate], policy: Policy, now: datetime, only
 
 
 def _kept(newest_first: Sequence[Candidate], policy: Policy) -> Iterator[tuple[BackupName, str]]:
-    for title, count, period in (
-        ("daily", policy.daily, lambda at: f"{at:%Y-%m-%d}"),
-        ("weekly", policy.weekly, lambda at: f"{at:%G-W%V}"),
-        ("monthly", policy.monthly, lambda at: f"{at:%Y-%m}"),
+    for title, count, period, shown in (
+        ("daily", policy.daily, datetime.date, "%Y-%m-%d"),
+        ("weekly", policy.weekly, lambda at: at.isocalendar()[:2], "%G-W%V"),
+        ("monthly", policy.monthly, lambda at: (at.year, at.month), "%Y-%m"),
     ):
-        newest = _newest_of_each(newest_first, period)
-        yield from ((name, f"{title} {when}") for when, name in islice(newest, count))
+        newest = islice(_newest_of_each(newest_first, period), count)
+        yield from ((name, f"{title} {name.at.strftime(shown)}") for name in newest)
     if policy.last:
         yield from ((c.name, f"one of the last {policy.last}") for c in newest_first[: policy.last])
 
 
-def _newest_of_each(
-    newest_first: Sequence[Candidate], period: Callable[[datetime], str]
-) -> Iterator[tuple[str, BackupName]]:
-    for when, of_one in groupby(newest_first, lambda candidate: period(candidate.name.at)):
-        yield when, next(of_one).name
+def _newest_of_each(newest_first: Sequence[Candidate], period: Callable[[datetime], object]) -> Iterator[BackupName]:
+    for _, of_one in groupby(newest_first, lambda candidate: period(candidate.name.at)):
+        yield next(of_one).name
 
 
 def _kept_anyway(newest_first: Sequence[Candidate], only: Only, now: datetime) -> Iterator[tuple[BackupName, str]]:

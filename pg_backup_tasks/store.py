@@ -14,7 +14,7 @@ from . import info as info_
 from .errors import Refused
 from .info import Info
 from .machine import CommandError, Entry, Machine
-from .model import BY_TIME, INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
+from .model import ALL_FORMATS, BY_TIME, INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
 
 PARTIAL = ".partial_"
 FETCHING = ".fetching"
@@ -50,7 +50,7 @@ class Backup:
         if self.info is None:
             return self.has_info and bool(self.sizes)
         files = self.info.files
-        return all(f.extension not in files or self.sizes.get(f) == files[f.extension].bytes for f in Format)
+        return all(f.extension not in files or self.sizes.get(f) == files[f.extension].bytes for f in ALL_FORMATS)
 
     @property
     def missing(self) -> list[str]:
@@ -192,7 +192,7 @@ class Store:
             folder=folder or self.folder,
             type=name.type,
             created_at=name.at,
-            sizes={f: files[f.extension].bytes for f in Format if f.extension in files},
+            sizes={f: files[f.extension].bytes for f in ALL_FORMATS if f.extension in files},
             has_info=INFO in files,
             info=info_.decode(raw) if raw is not None else None,
             chosen=chosen,
