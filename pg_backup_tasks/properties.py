@@ -163,7 +163,9 @@ def _owners(info: DatabaseInfo, target: str, holder: str, now: DatabaseInfo | No
 
 def _held(acl: list[str] | None, owner: str) -> str:
     """Return the privileges that an owner has, which are all where nobody has said anything."""
-    return "".join(_PRIVILEGES) if acl is None else dict(_entries(acl)).get(owner, "")
+    if acl is None:
+        return "".join(_PRIVILEGES)
+    return "".join(privileges for grantee, privileges in _entries(acl) if grantee == owner)
 
 
 def _given(info: DatabaseInfo, target: str, grantees: set[str]) -> list[Statement]:

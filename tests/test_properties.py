@@ -304,6 +304,22 @@ def test_an_owner_with_less_than_everything_stays_so(newest: Place, taken: str) 
     assert newest.describe(newest.copy(info)) == info
 
 
+def test_what_somebody_else_granted_an_owner_takes_nothing_from_it(newest: Place) -> None:
+    owner, bob = newest.role("The owner"), newest.role("bob")
+    name = newest.create(f"owner {owner}")
+    target = identifier(name)
+    for statement in (
+        f"grant connect on database {target} to {bob} with grant option",
+        f"set role {bob}",
+        f"grant connect on database {target} to {owner}",
+        "reset role",
+    ):
+        newest.session.ask(statement)
+    copy = newest.describe(newest.copy(newest.describe(name)))
+    assert copy.acl
+    assert '"The owner"=CTc/"The owner"' in copy.acl
+
+
 def test_an_owner_who_has_lost_something_has_it_back(newest: Place) -> None:
     owner, bob = newest.role("The owner"), newest.role("bob")
     name = newest.create(f"owner {owner}")
