@@ -113,14 +113,22 @@ REMOVE = 'rm -f -- "$@"'
 REMOVE_TREE = 'rm -rf -- "$1" 2>/dev/null || :'
 # pg_restore goes round for ever where a tar ends within a member; a whole one ends with zeros.
 ENDS_AS_TAR = '[ "$(tail -c 1024 <"$1" | tr -d "\\000" | wc -c)" -eq 0 ]'
-DIGEST = r"""
-size=$(wc -c <"$1") || exit
-if command -v openssl >/dev/null; then sum=$(openssl dgst -sha256 -r <"$1")
-elif command -v sha256sum >/dev/null; then sum=$(sha256sum <"$1")
-else sum=$(shasum -a 256 <"$1")
-fi || exit
-printf '%s %s\n' "$((size))" "${sum%% *}"
+# The SHA-256 of standard input, by whatever there is, the quickest first.
+_SUM = r"""
+sum() {
+  if command -v openssl >/dev/null; then sum=$(openssl dgst -sha256 -r)
+  elif command -v sha256sum >/dev/null; then sum=$(sha256sum)
+  else sum=$(shasum -a 256)
+  fi && printf '%s\n' "${sum%% *}"
+}
 """
+DIGEST = (
+    _SUM
+    + r"""
+size=$(wc -c <"$1") && sum=$(sum <"$1") || exit
+printf '%s %s\n' "$((size))" "$sum"
+"""
+)
 # Whether a plain dump goes on in a database of its own choice, as `pg_dump --create` leaves it.
 CONNECTS = '{ if [ "$2" ]; then gzip -dc <"$1"; else cat <"$1"; fi; } 2>/dev/null | grep -q \'^\\\\connect \''
 
@@ -156,45 +164,51 @@ kind == "TABLE DATA" && / FROM stdin;$/ { copying = 1 }
 !/^(--)?$/ && $1 != "\\unrestrict" { whole = 0 }
 END { exit !whole }
 """
-# Without pipefail each part of a pipeline says its own code, on a way of its own. What comes last in the pipe comes
-# first in what is said: it is what makes the others fail.
+# Without pipefail each part of a pipeline says its own code, on a way of its own; and what comes last in the pipe comes
+# first in what is judged: it is what makes the others fail. What is written is hashed on its way.
 # An archive that is still being written is followed until its reader has seen the end of it.
 # Arguments: the file for SQL and for packed SQL (or nothing), COUNT, whether to follow, the archive, what prints it.
-DERIVE = r"""
+DERIVE = (
+    _SUM
+    + r"""
 umask 077
-plain=${1:-/dev/null} packed=$2 count=$3 follow=$4 archive=$5 pipe=/dev/null gzip=0 follower=; shift 5
-if [ -n "$packed" ]; then
-  pipe=$packed.pipe
+plain=$1 packed=$2 count=$3 follow=$4 archive=$5 hashing=/dev/null packing=/dev/null follower=; shift 5
+for pipe in ${plain:+"$plain.pipe"} ${packed:+"$packed.pipe"} ${follow:+"$archive.pipe"}; do
   mkfifo -- "$pipe" || exit
-  if command -v pigz >/dev/null; then pack=pigz; else pack=gzip; fi
-  "$pack" -1 <"$pipe" >"$packed" &
-  packer=$!
-fi
+done
+[ -z "$plain" ] || hashing=$plain.pipe
+[ -z "$packed" ] || packing=$packed.pipe
+if command -v pigz >/dev/null; then pack=pigz; else pack=gzip; fi
 source=$archive
 if [ "$follow" ]; then
   until [ -e "$archive" ]; do sleep 0.1 2>/dev/null || sleep 1; done
   source=$archive.pipe
-  mkfifo -- "$source" || exit
   tail -c +1 -f -- "$archive" >"$source" 2>/dev/null &
   follower=$!
 fi
 exec 4>&1
 codes=$({
+  if [ "$plain" ]; then
+    { sum=$(sum <"$hashing"); echo "hash $?" "$sum" >&3; } &
+  fi
+  if [ "$packed" ]; then
+    {
+      { "$pack" -1 <"$packing"; echo "gzip $?" >&3; } |
+      { tee -- "$packed"; echo "packed $?" >&3; } |
+      { sum=$(sum); echo "rehash $?" "$sum" >&3; }
+    } &
+  fi
   { "$@" <"$source"; echo "reader $?" >&3; } |
-  { tee -- "$plain" "$pipe"; echo "tee $?" >&3; } |
+  { tee -- "${plain:-/dev/null}" "$hashing" "$packing"; echo "tee $?" >&3; } |
   { awk "$count" >&4; echo "awk $?" >&3; }
+  wait
 } 3>&1)
-if [ "$follower" ]; then
-  kill "$follower"
-  rm -f -- "$source"
-fi
-if [ -n "$packed" ]; then
-  wait "$packer"
-  gzip=$?
-  rm -f -- "$pipe"
-fi
-printf '%s\n' "gzip $gzip" "$codes"
+[ -z "$follower" ] || kill "$follower"
+rm -f -- ${plain:+"$plain.pipe"} ${packed:+"$packed.pipe"} ${follow:+"$archive.pipe"}
+echo codes
+printf '%s\n' "$codes"
 """
+)
 # Standard input holds what goes first and what goes last; dd takes not a byte too much of it.
 # Arguments: how many bytes these are, EDIT and its three settings, the file, how many words the reader has, these,
 # psql.

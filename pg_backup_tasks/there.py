@@ -33,6 +33,11 @@ _COMPLAINTS = {
 }  # fmt: skip
 
 
+_PACKING, _HASHING = ("rehash", "packed", "gzip"), ("hash",)
+# Who does the parts of posix.DERIVE that are not called after the program.
+_WORKS = {"hash": "sha256sum", "rehash": "sha256sum", "packed": "tee"}
+
+
 class There:
     """The machine at the other end of *line*, called *name*."""
 
@@ -124,7 +129,7 @@ class There:
         if format_ is Format.TAR and self._ask(posix.ENDS_AS_TAR, path, good=(0, 1)).code:
             return Examined(self.digest(path), problem="ends in the middle")
         try:
-            rows, complete = self._derive(reader or _printing(format_), path, codec, "", "", None)
+            rows, complete, _ = self._derive(reader or _printing(format_), path, codec, "", "", None)
         except CommandError as error:
             return Examined(self.digest(path), problem=str(error.message))
         if not complete:
@@ -179,16 +184,20 @@ class There:
         packed: str | None,
         writer: Job | None = None,
     ) -> Derived:
-        rows, complete = self._derive(reader, archive, codec, plain or "", packed or "", writer)
-        files = [path for path in (plain, packed) if path]
-        self.flush(files)
-        digests = {path: self.digest(path) for path in files}
+        rows, complete, sums = self._derive(reader, archive, codec, plain or "", packed or "", writer)
+        files = {path: sums[part] for path, part in ((plain, "hash"), (packed, "rehash")) if path}
+        self.flush([*files])
+        sizes = self.sizes([*files])
+        digests = {path: Digest(size, files[path]) for path, size in zip(files, sizes, strict=True)}
         return Derived(rows, complete, digests.get(plain or ""), digests.get(packed or ""))
 
     def _derive(
         self, reader: Command, archive: str, codec: str, plain: str, packed: str, writer: Job | None
-    ) -> tuple[dict[str, int], bool]:
-        """Return the rows of each table and whether the SQL came to its end; raise CommandError if a part failed."""
+    ) -> tuple[dict[str, int], bool, dict[str, str]]:
+        """Return the rows of each table, whether the SQL came to its end, and the SHA-256 of what was written.
+
+        Raises CommandError if a part failed.
+        """
         follow = "1" if writer else ""
         words = ("sh", "-c", posix.DERIVE, "derive", plain, packed, posix.COUNT, follow, archive, *reader.argv)
         command = Command(words, reader.env, reader.secrets)
@@ -201,14 +210,17 @@ class There:
             out, done = process.output.read(), process.wait()
         if done.code:
             raise CommandError(reader, done)
-        *told, one, two, three, four, _ = out.split(b"\n")
-        codes = dict(line.decode().split() for line in (one, two, three, four))
+        told, _, last = out.rpartition(b"\ncodes\n")
+        said = dict(line.split(" ", 1) for line in last.decode().splitlines())
         # What reads from a part that fails ends well; what writes to it does not.
-        for part in ("gzip", "awk", "tee", "reader"):
-            if codes[part] != "0":
-                failed = reader if part == "reader" else Command((part,))
-                _complain(failed, Done(int(codes[part]), "", done.err))
-        return _rows(told[:-1], codec), told[-1] == b"whole"
+        parts = (*(_PACKING if packed else ()), *(_HASHING if plain else ()), "awk", "tee", "reader")
+        for part in parts:
+            code = int(said.get(part, "1").split()[0])
+            if code:
+                failed = reader if part == "reader" else Command((_WORKS.get(part, part),))
+                _complain(failed, Done(code, "", done.err))
+        *lines, whole = told.split(b"\n")
+        return _rows(lines, codec), whole == b"whole", {part: said[part].rpartition(" ")[2] for part in parts}
 
     def _await(self, writer: Job) -> None:
         while writer.poll() is None:
