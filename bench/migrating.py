@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from .databases import BenchError, Database
 from .measure import Figure, Judged, paired, seconds
 from .restoring import Restores, longest_silence
-
-if TYPE_CHECKING:
-    from .run import Bench
+from .stage import Bench
 
 # A migration that writes something and fails.
 FAILING = 'psql -Xq "$DATABASE_URL" --command "create table half_a_migration ()"; exit 1'

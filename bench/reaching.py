@@ -8,13 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .measure import MB, Figure, Judged, can_watch_memory, paired, peak_memory, seconds
 from .sshd import HOST, Sshd, can_run, running_sshd
-
-if TYPE_CHECKING:
-    from .run import Bench
+from .stage import Bench
 
 # A second for connecting is given; what is measured is the work.
 GIVEN = 1.0

@@ -7,14 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from . import databases
 from .databases import Database
 from .measure import MB, Figure, Judged, can_watch_memory, paired, peak_memory, seconds
-
-if TYPE_CHECKING:
-    from .run import Bench
+from .stage import Bench
 
 FILLED = "bench_filled"
 # What ours says to the server, said by theirs too.

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,29 +17,20 @@ from pg_backup_tasks.embedded import EmbeddedServer
 from pg_backup_tasks.errors import TaskError
 
 from . import databases
-from .databases import BenchError, Database, clean_environment
-from .measure import MB, Figure, Judged, can_watch_memory, paired, peak_memory, seconds
+from .databases import BenchError, Database
+from .measure import MB, Figure, Judged, can_watch_memory, paired, seconds
 from .migrating import of_migrating
 from .reaching import of_reaching
 from .restoring import of_restoring
 from .shelves import of_shelves
+from .stage import Bench, Sample, inv, say
 
 PARTS = ("app", "tables", "dump", "restore", "migrate", "far", "shelf", "memory", "start")
-FORMATS = (".dump", ".tar", ".sql", ".sql.gz")
 # Short runs scatter more: so many starts for one backup.
 STARTS = 4
 
 # Close to what a small production server has; the rest is as PostgreSQL ships it.
 SERVER = {"shared_buffers": "256MB", "max_wal_size": "4GB", "max_parallel_workers": "2"}
-
-OUR_TASKS = """
-from invoke import Collection
-
-import pg_backup_tasks as db
-
-ns = Collection(db)
-ns.configure(db.config())
-"""
 
 BARE_TASKS = """
 from invoke import task
@@ -53,112 +42,18 @@ def nothing(c):
 """
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One run that left files behind."""
-
-    seconds: float
-    sizes: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The place of one measurement: whose tasks, which server, where the backups go."""
-
-    root: Path
-    work: Path
-    server: EmbeddedServer
-    rounds: int
-    scale: float
-
-    @property
-    def env(self) -> dict[str, str]:
-        env = clean_environment(os.environ)
-        # The same tools for both sides, whatever else the machine has.
-        env["PATH"] = os.pathsep.join([str(self.server.bin), env.get("PATH", os.defpath)])
-        env["PYTHONPATH"] = str(self.root)
-        return env
-
-    @property
-    def project(self) -> Path:
-        return self.work / "project"
-
-    def aim(self, database: Database) -> None:
-        """Make the project one whose database this is."""
-        folder = self.project / "packages" / "database"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".env").write_text(f'DATABASE_URL="{database.url}"\n', encoding="utf-8")
-        self.lay_tasks()
-
-    def lay_tasks(self) -> None:
-        """Make the project one of ours."""
-        (self.project / "tasks.py").write_text(OUR_TASKS, encoding="utf-8")
-
-    def ours(self, *flags: str) -> Sample:
-        try:
-            elapsed = seconds(_inv("db.backup", *flags), self.project, self.env)
-            return Sample(elapsed, _sizes(self.project / "backups" / "postgres"))
-        finally:
-            self.forget(self.project / "backups")
-
-    def naive(self, database: Database) -> Sample:
-        script, prefix = databases.HERE / "naive-backup.sh", self.work / "naive" / "backup"
-        return self._theirs(["bash", str(script), str(prefix), database.url])
-
-    def plain_dump(self, database: Database) -> Sample:
-        file = self.work / "naive" / "backup.dump"
-        return self._theirs(["pg_dump", "--format=custom", f"--file={file}", database.url])
-
-    def memory(self) -> float:
-        try:
-            return peak_memory(_inv("db.backup"), self.project, self.env) / MB
-        finally:
-            self.forget(self.project / "backups")
-
-    def _theirs(self, argv: list[str]) -> Sample:
-        folder = self.work / "naive"
-        folder.mkdir()
-        try:
-            return Sample(seconds(argv, self.work, self.env), _sizes(folder))
-        finally:
-            self.forget(folder)
-
-    def inv(self, *words: str) -> list[str]:
-        return _inv(*words)
-
-    def say(self, line: str) -> None:
-        _say(line)
-
-    def forget(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _inv(*words: str) -> list[str]:
-    return [sys.executable, "-m", "invoke", *words]
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Return the size of each format; the links to the latest backup are none."""
-    found: dict[str, int] = {}
-    for path in folder.iterdir():
-        name = path.name.partition(".")
-        if not path.is_symlink() and "." + name[2] in FORMATS:
-            found["." + name[2]] = path.stat().st_size
-    return found
-
-
 def main(root: Path, *, rounds: int = 5, scale: float = 1.0, only: str = "", output: str = "") -> int:
     """Measure; return 0 when everything ran, whatever the figures say."""
     parts = tuple(part.strip() for part in only.split(",") if part.strip()) or PARTS
     unknown = sorted(set(parts) - set(PARTS))
     if unknown or rounds < 1 or scale <= 0:
         wrong = f"there is no part {unknown[0]!r}" if unknown else "rounds and scale start above 0"
-        _say(f"bench: {wrong}; the parts are {', '.join(PARTS)}.")
+        say(f"bench: {wrong}; the parts are {', '.join(PARTS)}.")
         return 2
     try:
         document, figures = _measure(root.resolve(), parts, rounds, scale)
     except (BenchError, TaskError, OSError) as error:
-        _say(f"bench: {error}")
+        say(f"bench: {error}")
         return 1
     _show(figures, document)
     _write(document, Path(output) if output else root / "bench" / "results" / "latest.json")
@@ -205,10 +100,10 @@ def _of_databases(bench: Bench, parts: tuple[str, ...], built: list[Database]) -
 def _database(
     bench: Bench, build: Callable[[EmbeddedServer, float], Database], built: list[Database]
 ) -> Iterator[Database]:
-    _say(f"building a database ({build.__name__}) ...")
+    say(f"building a database ({build.__name__}) ...")
     database = build(bench.server, bench.scale)
     size = f"{database.bytes / MB:.0f} MB, {database.tables} tables"
-    _say(f"{database.name}: {size}, built in {database.build_seconds:.0f} s")
+    say(f"{database.name}: {size}, built in {database.build_seconds:.0f} s")
     built.append(database)
     bench.aim(database)
     yield database
@@ -220,7 +115,7 @@ def _of_app(bench: Bench, parts: tuple[str, ...], database: Database) -> Iterato
     if "app" in parts:
         yield from _four_formats(bench, database, "app", size, 0.35)
     if "dump" in parts:
-        _say(f"measuring .dump alone, {size} ...")
+        say(f"measuring .dump alone, {size} ...")
         pairs = paired(
             lambda: bench.ours("--formats", "dump"),
             lambda: bench.plain_dump(database),
@@ -247,7 +142,7 @@ def _of_tables(bench: Bench, parts: tuple[str, ...], database: Database) -> Iter
 
 
 def _four_formats(bench: Bench, database: Database, key: str, which: str, limit: float) -> Iterator[Figure]:
-    _say(f"measuring all four formats, {which} ...")
+    say(f"measuring all four formats, {which} ...")
     pairs = paired(bench.ours, lambda: bench.naive(database), bench.rounds)
     yield _times(pairs, key, f"all four formats, {which}", limit)
     yield _weights(pairs, key, ".dump", which)
@@ -256,9 +151,9 @@ def _four_formats(bench: Bench, database: Database, key: str, which: str, limit:
 
 def _memory(bench: Bench, key: str, which: str) -> Iterator[Figure]:
     if not can_watch_memory():
-        _say("the peak memory is not measured: it takes Linux's /proc.")
+        say("the peak memory is not measured: it takes Linux's /proc.")
         return
-    _say(f"watching the memory, {which} ...")
+    say(f"watching the memory, {which} ...")
     peaks = tuple(bench.memory() for _ in range(max(1, bench.rounds // 2)))
     yield Figure(f"{key}.memory", f"peak memory, {which}", "MB", 100, peaks, judged=Judged.PEAK)
 
@@ -277,20 +172,20 @@ def _weights(pairs: list[tuple[Sample, Sample]], key: str, ext: str, which: str)
 
 
 def _of_starting(bench: Bench) -> Iterator[Figure]:
-    _say("measuring the start ...")
+    say("measuring the start ...")
     rounds = bench.rounds * STARTS
     bare = bench.work / "bare"
     bare.mkdir()
     (bare / "tasks.py").write_text(BARE_TASKS, encoding="utf-8")
     pairs = paired(
-        lambda: seconds(_inv("-l"), bench.root, bench.env),
-        lambda: seconds(_inv("-l"), bare, bench.env),
+        lambda: seconds(inv("-l"), bench.root, bench.env),
+        lambda: seconds(inv("-l"), bare, bench.env),
         rounds,
     )
     yield Figure("start.list", "inv -l, over one empty task", "s", 1.5, *_columns(pairs))
     door, inside = bench.root / "scripts" / "inv", bench.root / ".venv" / "bin" / "inv"
     if not inside.exists():
-        _say(f"scripts/inv is not measured: {inside} is not there yet.")
+        say(f"scripts/inv is not measured: {inside} is not there yet.")
         return
     pairs = paired(
         lambda: seconds([str(door), "-l"], bench.root, bench.env),
@@ -366,8 +261,4 @@ def _number(value: float) -> str:
 def _write(document: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    _say(f"written to {path}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(f"written to {path}")

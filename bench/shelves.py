@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,9 +14,7 @@ from pg_backup_tasks.info import DatabaseInfo, FileInfo, Info
 
 from .databases import scaled
 from .measure import MB, Figure, Judged, can_watch_memory, peak_memory, seconds
-
-if TYPE_CHECKING:
-    from .run import Bench
+from .stage import Bench
 
 BACKUPS = 10_000
 TYPES = ("auto", "auto", "auto", "manual", "pre_migrate")
