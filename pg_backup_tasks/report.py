@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from . import columns, signals
 from .columns import Row
-from .errors import Refused, TaskError
+from .errors import Failed, Refused, TaskError
 from .model import Format, Mode
 from .units import duration, listed, short_age, size
 
@@ -54,6 +54,8 @@ class Report:
         self._log = _open_log(log) if log else None
         self._secrets: list[str] = []
         self._host = ""
+        _open_what_is_closed()
+        self._out = _Heedless(sys.stdout)
         if isinstance(sys.stdout, io.TextIOWrapper):
             # As standard error does: a name that the terminal's encoding lacks is no reason to fail.
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -130,19 +132,33 @@ class Report:
 
     def document(self, value: Any) -> None:
         """Print one JSON document."""
-        utf8 = sys.stdout.encoding.lower() in ("utf-8", "utf8")
-        print(json.dumps(value, indent=2, ensure_ascii=not utf8))
+        utf8 = self._out.encoding.lower() in ("utf-8", "utf8")
+        self._print(json.dumps(value, indent=2, ensure_ascii=not utf8))
 
     def planned(self, plan: str) -> None:
         """Show what `inv --dry` would have done."""
         self.say(plan)
         if self._as_json:
             self.document({"dry_run": True, "plan": self._clean(plan)})
+            self._insist()
 
     def flush(self) -> None:
-        """Leave nothing unwritten."""
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        """Leave nothing unwritten; what was done is not undone by a result that nobody could be shown."""
+        self._out.flush()
+        if lost := self._out.take_trouble():
+            self.warn(f"The result could not be printed: {lost.strerror}.")
+        _stderr().flush()
+
+    def _print(self, text: str) -> None:
+        self._out.write(f"{text}\n")
+
+    def _insist(self) -> None:
+        """Raise Failed where standard output cannot take what is all that was asked for."""
+        self._out.flush()
+        if lost := self._out.take_trouble():
+            raise Failed(
+                f"Standard output cannot be written: {lost.strerror}.", hint="make room, or send it somewhere else"
+            )
 
     def relay(self, host: str, line: str) -> None:
         """Pass on what a task says that is at work on one of several hosts."""
@@ -155,7 +171,7 @@ class Report:
             return
         for host, text in printed.items():
             for line in text.splitlines():
-                print(f"{host}: {line}")
+                self._print(f"{host}: {line}")
 
     def error(self, error: TaskError) -> None:
         """Print what ended the run."""
@@ -184,9 +200,9 @@ class Report:
             cleanup = {"cleanup": as_document(cleaned) | {"dry_run": False}} if cleaned else {}
             self.document(as_json(backup.info) | {"path": path} | cleanup)
         elif not self._quiet:
-            print(f"{backup.folder}/{backup.name}")
-            print(f"  {files}")
-            print(
+            self._print(f"{backup.folder}/{backup.name}")
+            self._print(f"  {files}")
+            self._print(
                 f"  {len(backup.info.tables)} tables, {rows:,} rows, one snapshot, checked, "
                 f"in {duration(backup.info.seconds)}"
             )
@@ -196,21 +212,25 @@ class Report:
         aside = [change for change in changes if change.how == "swap"]
         if self._as_json:
             self.document({"backups": [_listed(b) for b in backups], "aside": [_aside(c) for c in aside]})
-            return
-        if backups:
-            _print(_shelf(backups, now), sys.stdout)
         else:
-            print(self._clean(f"No backups in {folder} yet. inv db.backup takes one."))
+            self._shelf(backups, aside, folder, now)
+        self._insist()
+
+    def _shelf(self, backups: list[Backup], aside: list[Change], folder: str, now: datetime) -> None:
+        if backups:
+            _print(_shelf(backups, now), self._out)
+        else:
+            self._print(self._clean(f"No backups in {folder} yet. inv db.backup takes one."))
         for change in aside:
             age = short_age((now - datetime.fromisoformat(change.at)).total_seconds())
             where = change.host or "a local socket"
-            print(self._clean(f"Kept aside: {change.before} on {where}, {size(change.bytes)}, {age}"))
-            print(self._clean(f"  {change.name} as it was before {change.task}; inv db.undo puts it back"))
+            self._print(self._clean(f"Kept aside: {change.before} on {where}, {size(change.bytes)}, {age}"))
+            self._print(self._clean(f"  {change.name} as it was before {change.task}; inv db.undo puts it back"))
 
     def fates(self, shelf: Shelf) -> None:
         """Show what becomes of each backup, and why."""
         if not self._as_json and not self._quiet and shelf.fates:
-            _print(_fates(shelf), sys.stdout)
+            _print(_fates(shelf), self._out)
 
     def cleaned(self, shelf: Shelf, *, dry_run: bool) -> None:
         """Show what a cleanup did, or would do."""
@@ -220,9 +240,11 @@ class Report:
             self.document(as_document(shelf) | {"dry_run": dry_run})
         elif not self._quiet:
             kept = len(shelf.fates) - len(going)
-            print(
+            self._print(
                 f"{verb} {len(going)} of {len(shelf.fates)} backups, {size(sum(b.bytes for b in going))}; {kept} stay."
             )
+        if dry_run:
+            self._insist()
 
     def verdicts(self, verdicts: list[Verdict]) -> None:
         """Show what `db.verify` found."""
@@ -232,7 +254,7 @@ class Report:
         for verdict in verdicts:
             for line in _verdict_lines(verdict):
                 self.note(line)
-                print(self._clean(line))
+                self._print(self._clean(line))
 
     def migrated(self, verdict: Outcome) -> None:
         """Show how a migration ended: what was applied, what differs, and what to do where it is left open."""
@@ -250,14 +272,14 @@ class Report:
                 }
             )
         for line in _what_changed(verdict):
-            print(self._clean(line), file=_stderr() if verdict.code or self._as_json else sys.stdout)
+            print(self._clean(line), file=_stderr() if verdict.code or self._as_json else self._out)
         if verdict.code:
             print(self._clean(verdict.why), file=_stderr())
             if verdict.hint:
                 print(self._clean(f"Try: {verdict.hint}"), file=_stderr())
         elif not self._as_json:
-            print(f"Migrated {verdict.database} in {duration(verdict.seconds)}.")
-            print(self._clean(f"{verdict.backup} is how it was before; inv db.rollback goes back to it."))
+            self._print(f"Migrated {verdict.database} in {duration(verdict.seconds)}.")
+            self._print(self._clean(f"{verdict.backup} is how it was before; inv db.rollback goes back to it."))
 
     def fetched(self, fetched: Fetched) -> None:
         """Show a backup that has come from a host."""
@@ -267,10 +289,11 @@ class Report:
         if self._as_json:
             self.document({"backup": backup.name, "host": fetched.host, "files": files})
         elif fetched.brought:
-            print("\n".join(files))
-            print(f"{size(fetched.brought)} from {fetched.host} in {duration(fetched.seconds)}, every byte compared.")
+            self._print("\n".join(files))
+            how = f"{size(fetched.brought)} from {fetched.host} in {duration(fetched.seconds)}"
+            self._print(f"{how}, every byte compared.")
         else:
-            print(f"{backup.folder}/{backup.name} is here already, every byte as it was written.")
+            self._print(f"{backup.folder}/{backup.name} is here already, every byte as it was written.")
 
     def restored(self, result: Result, *, counted: bool) -> None:
         """Show what a restore did."""
@@ -286,9 +309,9 @@ class Report:
             proof = f"{what.get(result.mode)} the rows recorded" if counted else "how many rows, nobody had recorded"
             if result.mode == Mode.SCHEMA_ONLY.value:
                 proof = "structure only, no rows"
-            print(f"Restored {result.backup} into {result.database} in {duration(result.seconds)}; {proof}.")
+            self._print(f"Restored {result.backup} into {result.database} in {duration(result.seconds)}; {proof}.")
             if result.undo:
-                print(self._clean("inv db.undo puts it back as it was."))
+                self._print(self._clean("inv db.undo puts it back as it was."))
 
     def undone(self, result: Result) -> None:
         """Show what an undo did."""
@@ -297,7 +320,7 @@ class Report:
             self._changed(result)
         else:
             again = "; inv db.undo once more is a redo" if result.undo else ""
-            print(self._clean(f"{result.database} is as it was before, in {duration(result.seconds)}{again}."))
+            self._print(self._clean(f"{result.database} is as it was before, in {duration(result.seconds)}{again}."))
 
     def _changed(self, result: Result) -> None:
         self.document({key: getattr(result, key) for key in ("backup", "database", "mode", "how", "seconds")})
@@ -349,27 +372,48 @@ class _Heedless:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._trouble: OSError | None = None
 
     def write(self, text: str) -> int:
         try:
             self._stream.write(text)
-        except OSError:
-            self._give_up()
+        except OSError as error:
+            self._give_up(error)
         return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except OSError:
-            self._give_up()
+        except OSError as error:
+            self._give_up(error)
 
-    def _give_up(self) -> None:
+    def take_trouble(self) -> OSError | None:
+        """Return, once, what kept somebody from reading it who wanted to."""
+        trouble, self._trouble = self._trouble, None
+        return trouble
+
+    def _give_up(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            self._trouble = error
         # What stays in its buffer would fail once more when Python ends, and change our exit code to 120.
         with suppress(OSError), open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _open_what_is_closed() -> None:
+    """Let a standard stream that we were started without lead nowhere, before a file of ours takes its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(nowhere, True)
+            assert nowhere == number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - for good
 
 
 def _stderr() -> TextIO:
@@ -425,7 +469,7 @@ def _progress() -> Progress:
     )
 
 
-def _print(rows: list[Row], stream: TextIO) -> None:
+def _print(rows: list[Row], stream: TextIO | _Heedless) -> None:
     # Rich's own table takes seconds for a shelf of thousands.
     console = _console(stream)
     coloured = console.is_terminal and not console.no_color and not console.is_dumb_terminal

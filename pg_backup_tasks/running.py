@@ -54,7 +54,9 @@ def told() -> Iterator[None]:
     except TaskError as error:
         from .report import Report
 
-        Report(as_json="--json" in sys.argv[1:]).error(error)
+        report = Report(as_json="--json" in sys.argv[1:])
+        report.error(error)
+        report.flush()
         raise Exit(code=error.code) from None
 
 
@@ -194,6 +196,8 @@ def _telling(c: Context, *, json: bool, quiet: bool) -> Iterator[tuple[Settings,
             )
         )
         raise Exit(code=1) from None
+    finally:
+        report.flush()
 
 
 def _refuse_stray_words() -> None:
@@ -296,8 +300,6 @@ def _side_by_side(
                 _at(c, its, own, name, work)
         except Exit as end:
             return end.code
-        finally:
-            report.flush()
         return 0
 
     report.flush()
