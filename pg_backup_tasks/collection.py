@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from invoke.collection import Collection
 from invoke.context import Context
 from invoke.exceptions import Exit
-from invoke.tasks import task
+from invoke.tasks import task as task_
 
 from . import settings as settings_
 from .errors import Refused
-from .running import Run, each, told
+from .running import Run, Wary, each, told
 
 if TYPE_CHECKING:
     from .cleanup import Shelf
@@ -34,6 +35,8 @@ _CONFIRM = "the database's name, for one that is protected; answers yes"
 _HOST = "do it on this host, over SSH; on several, side by side: one,another"
 _FROM = "the host it comes from"
 _TYPE = "what kind of backup: lower-case letters, digits and _"
+
+task = partial(task_, klass=Wary, auto_shortflags=False)
 
 
 def _seconds(text: str) -> float:
@@ -68,7 +71,6 @@ def _clean_after(run: Run, wait: float) -> Shelf:
 
 
 @task(
-    auto_shortflags=False,
     help={
         "type": _TYPE,
         "description": "a sentence kept in the backup's .info",
@@ -92,7 +94,6 @@ def backup(
 
 
 @task(
-    auto_shortflags=False,
     help={
         "formats": "which files to make, separated by commas",
         "cleanup": "then remove the backups that no rule keeps, if this one succeeded",
@@ -113,7 +114,6 @@ def backup_auto(
 
 
 @task(
-    auto_shortflags=False,
     help={"formats": "which files to make, separated by commas", "wait": _WAIT, "host": _HOST, "json": _JSON},
 )
 def backup_pre_migrate(
@@ -124,7 +124,6 @@ def backup_pre_migrate(
 
 
 @task(
-    auto_shortflags=False,
     help={
         "backup": _BACKUP,
         "force": _FORCE,
@@ -184,7 +183,7 @@ def _mode(data_only: bool, schema_only: bool, tables: tuple[str, ...]) -> Mode:
     return chosen[0] if chosen else Mode.FULL
 
 
-@task(auto_shortflags=False, help={"force": _FORCE, "confirm": _CONFIRM, "wait": _WAIT, "host": _HOST, "json": _JSON})
+@task(help={"force": _FORCE, "confirm": _CONFIRM, "wait": _WAIT, "host": _HOST, "json": _JSON})
 def undo(
     c: Context, force: bool = False, confirm: str = "", wait: str = "0", host: str = "", json: bool = False
 ) -> Result | None:
@@ -205,7 +204,6 @@ def undo(
 
 
 @task(
-    auto_shortflags=False,
     help={
         "dry-run": "show what would be kept and what removed, and why, and stop there",
         "type": "only backups of this type",
@@ -266,7 +264,6 @@ def _whole(flag: str, text: str) -> int | None:
 
 
 @task(
-    auto_shortflags=False,
     help={
         "command": "the migration, instead of the setting's (pnpm db:migrate)",
         "timeout": "seconds it may take before it is ended and rolled back; 0: as long as it likes",
@@ -304,7 +301,7 @@ def migrate(
     return each(c, host, work, json=json)
 
 
-@task(auto_shortflags=False, help={"force": _FORCE, "confirm": _CONFIRM, "wait": _WAIT, "host": _HOST, "json": _JSON})
+@task(help={"force": _FORCE, "confirm": _CONFIRM, "wait": _WAIT, "host": _HOST, "json": _JSON})
 def rollback(
     c: Context, force: bool = False, confirm: str = "", wait: str = "0", host: str = "", json: bool = False
 ) -> Result | None:
@@ -324,7 +321,7 @@ def rollback(
     return each(c, host, work, json=json)
 
 
-@task(name="list", auto_shortflags=False, help={"type": "only backups of this type", "host": _HOST, "json": _JSON})
+@task(name="list", help={"type": "only backups of this type", "host": _HOST, "json": _JSON})
 def list_(c: Context, type: str = "", host: str = "", json: bool = False) -> list[Backup] | None:  # noqa: A002 - the flag's name
     """Show the backups, newest first: age, size, database, files, whole or not."""
 
@@ -341,7 +338,6 @@ def list_(c: Context, type: str = "", host: str = "", json: bool = False) -> lis
 
 
 @task(
-    auto_shortflags=False,
     help={
         "backup": f"{_BACKUP}; or all",
         "restore": "also load it into a scratch database and compare every table",
@@ -394,7 +390,7 @@ def _proofs(run: Run, word: str, found: list[Backup], wait: float) -> list[Verdi
     return [workflow.prove(run.desk, lambda: run.find(word) if latest else found[0], wait)]
 
 
-@task(auto_shortflags=False, help={"backup": _BACKUP, "host": _FROM, "wait": _WAIT, "json": _JSON})
+@task(help={"backup": _BACKUP, "host": _FROM, "wait": _WAIT, "json": _JSON})
 def fetch(c: Context, backup: str, host: str = "", wait: str = "0", json: bool = False) -> Fetched | None:
     """Bring a host's backup home into backups/HOST, every byte compared."""
 
@@ -410,7 +406,6 @@ def fetch(c: Context, backup: str, host: str = "", wait: str = "0", json: bool =
 
 
 @task(
-    auto_shortflags=False,
     help={
         "host": _FROM,
         "fresh": "take a new backup there first, and pull that",

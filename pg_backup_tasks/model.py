@@ -82,7 +82,8 @@ def parse_type(text: str) -> str:
     Raises Refused for anything else, and for the words BACKUP gives a meaning to.
     """
     name = text.replace("-", "_")
-    if not re.fullmatch(r"[a-z0-9_]+", name) or len(name) > LONGEST_TYPE:
+    # What begins with a `-` is an option that went astray.
+    if not re.fullmatch(r"[a-z0-9_][a-z0-9_-]*", text) or len(name) > LONGEST_TYPE:
         raise Refused(
             f"{text[:80]!r} cannot be a backup type.",
             hint=f"lower-case letters, digits and _, at most {LONGEST_TYPE}: --type before_v2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from invoke.config import AmbiguousMergeError, Config
 from invoke.context import Context
 from invoke.exceptions import Exit
+from invoke.tasks import Task
 
 from . import settings as settings_
 from .errors import Failed, Refused, TaskError
@@ -93,6 +95,31 @@ def _broken_file(path: str, error: Exception) -> Refused:
         f"{path}{f':{mark.line + 1}' if mark else ''} cannot be read.",
         hint="mend it: under db:, one `setting: value` a line, in UTF-8",
     )
+
+
+class Wary(Task[Callable[..., Any]]):
+    """A task that does not begin where one of its flags has taken an option for its value.
+
+    Invoke gives a flag whatever word comes next, be it the very option that makes a task safe: `--into --dry`.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Do the task. Raises Refused for an option that stands as a word of its own where a value should."""
+        with told():
+            for name, value in kwargs.items():
+                # BACKUP itself is looked at by whoever looks for it.
+                if name not in self.positional:
+                    _refuse_swallowed(f"--{name.replace('_', '-')}", value if isinstance(value, list) else [value])
+        return super().__call__(*args, **kwargs)
+
+
+def _refuse_swallowed(flag: str, values: list[Any]) -> None:
+    for value in values:
+        if isinstance(value, str) and re.match(r"--?[^\W\d]", value) and value in sys.argv[1:]:
+            raise Refused(
+                f"{flag} takes a value, and {value} is an option.",
+                hint=f"a value after {flag}; where it is {value} itself, {flag}={value}",
+            )
 
 
 class Run:

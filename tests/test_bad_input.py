@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from aftermath import Trial, on_trial
-from conftest import TASKS, Project, Server
+from conftest import TASKS, Project, Server, slowly
 
 from pg_backup_tasks.journal import Change
 
@@ -277,6 +277,32 @@ def test_an_option_in_the_place_of_backup(trial: Trial) -> None:
     for words in ("db.restore --help", "db.restore --forse", "db.verify --help", "db.verify "):
         task, word = words.split(" ")
         trial.fails(task, word, code=2, says="is no backup", tries="inv --help db")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "db.backup --description --dry",
+        "db.restore x --into --dry",
+        "db.migrate --command --dry",
+        *slowly(
+            *("db.backup --description --help", "db.backup --type -R", "db.backup --formats --echo"),
+            *("db.restore x --table t --table --dry", "db.restore x --confirm --dry", "db.backup --host --dry"),
+            "db.backup --wait -eR",
+        ),
+    ],
+)
+def test_an_option_in_the_place_of_a_value(trial: Trial, words: str) -> None:
+    *_, flag, option = words.split()
+    says = f"^{flag} takes a value, and {option} is an option.$"
+    trial.fails(*words.split(), code=2, says=says, tries=f"{flag}={option}")
+    assert not trial.project.backups.exists() and not trial.spied()
+
+
+def test_a_value_that_looks_like_an_option(trial: Trial) -> None:
+    for words in (["--description=--dry"], ["--description", "- 5 degrees"], ["--description", "-5"]):
+        done = trial.project.inv("db.backup", "--formats", "dump", "--json", *words)
+        assert (done.code, done.json["description"]) == (0, words[-1].removeprefix("--description=")), done.err
 
 
 def test_no_such_backup(trial: Trial) -> None:

@@ -117,13 +117,34 @@ def test_no_other_file_is_ours(text: str) -> None:
 # Types
 
 
-@pytest.mark.parametrize(("text", "stored"), [("manual", "manual"), ("pre-migrate", "pre_migrate"), ("v2_1", "v2_1")])
+@pytest.mark.parametrize(
+    ("text", "stored"), [("manual", "manual"), ("pre-migrate", "pre_migrate"), ("v2_1", "v2_1"), ("_a-", "_a_")]
+)
 def test_a_type_as_it_is_stored(text: str, stored: str) -> None:
     assert parse_type(text) == stored
 
 
 @pytest.mark.parametrize(
-    "text", ["", "latest", "all", "pick", "Manual", "a b", "a/b", "..", "a.b", "ä", "a\n", "٣", "a" * 65, "a,b", "a*"]
+    "text",
+    [
+        "",
+        "latest",
+        "all",
+        "pick",
+        "Manual",
+        "a b",
+        "a/b",
+        "..",
+        "a.b",
+        "ä",
+        "a\n",
+        "٣",
+        "a" * 65,
+        "a,b",
+        "a*",
+        "-a",
+        "--dry",
+    ],
 )
 def test_what_cannot_be_a_type(text: str) -> None:
     with pytest.raises(Refused) as caught:
