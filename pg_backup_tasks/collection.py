@@ -162,7 +162,7 @@ def restore(
         mode = _mode(data_only, schema_only, tables := tuple(table or ()))
         order = Order(mode, clean, tables, into, _seconds(wait))
         order.check()
-        found = run.find(backup)
+        found = run.desk.find(backup)
         if run.dry:
             run.report.planned(workflow.plan(run.desk, found, order))
             return None
@@ -358,7 +358,7 @@ def verify(
 
     def work(run: Run) -> list[Verdict]:
         seconds = _seconds(wait)
-        found = run.desk.store.some() if backup == "all" else [run.find(backup)]
+        found = run.desk.store.some() if backup == "all" else [run.desk.find(backup, whole=False)]
         if run.dry:
             run.report.planned(f"Would verify {', '.join(b.name for b in found)}.")
             return []
@@ -387,7 +387,7 @@ def _proofs(run: Run, word: str, found: list[Backup], wait: float) -> list[Verdi
     if word == "all":
         return workflow.prove_all(run.desk, found, wait)
     latest = word.partition(":")[0] == "latest"
-    return [workflow.prove(run.desk, lambda: run.find(word) if latest else found[0], wait)]
+    return [workflow.prove(run.desk, lambda: run.desk.find(word, whole=False) if latest else found[0], wait)]
 
 
 @task(help={"backup": _BACKUP, "host": _FROM, "wait": _WAIT, "json": _JSON})
@@ -398,7 +398,7 @@ def fetch(c: Context, backup: str, host: str = "", wait: str = "0", json: bool =
         from . import fetch as workflow
 
         run.need_host("db.fetch BACKUP")
-        fetched = workflow.fetch(run.desk, run.near, run.find(backup), _seconds(wait))
+        fetched = workflow.fetch(run.desk, run.near, run.desk.find(backup), _seconds(wait))
         run.report.fetched(fetched)
         return fetched
 

@@ -89,6 +89,15 @@ class Desk:
         """The backup folder."""
         return Store(self.machine, self.settings.under_root(self.settings.backups))
 
+    def find(self, word: str, *, whole: bool = True) -> Backup:
+        """Return the backup that BACKUP means; `latest` is a *whole* one, else the newest that was ever finished."""
+        broken = self._warn_of if whole else lambda backup: backup.has_info
+        return self.store.find(word, self.cwd, self.report.pick, broken)
+
+    def _warn_of(self, newer: Backup) -> bool:
+        self.report.warn(f"{newer.name} is newer and not whole; inv db.verify {newer.name} says what is wrong with it.")
+        return False
+
     @cached_property
     def choice(self) -> Choice:
         """The database to work on, found anew by every run and told to the user."""

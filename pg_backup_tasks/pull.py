@@ -37,7 +37,7 @@ def pull(far: Desk, near: Desk, order: Pull, yes: Consent) -> Result:
     near_database = near.choice.database
     yes.check(near_database.name)
     _refuse_the_same(far, near)
-    chosen = _fresh(far, order) if order.fresh else far.store.find("latest", far.cwd, far.report.pick)
+    chosen = _fresh(far, order) if order.fresh else far.find("latest")
     fetched = fetch.fetch(far, near, chosen, order.wait, (chosen.format_to_restore(),))
     near.report.speak_of("")
     task = f"db.pull of {chosen.name} from {far.machine.name}"

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .machine import Machine
     from .report import Report
     from .settings import Settings
-    from .store import Backup
     from .there import There
 
 R = TypeVar("R")
@@ -155,10 +154,6 @@ class Run:
         """Raise Refused where no host is asked for."""
         if self._host is None:
             raise Refused(f"{task} is about another machine.", hint=f"inv {task} --host NAME")
-
-    def find(self, word: str) -> Backup:
-        """Return the backup that BACKUP means."""
-        return self.desk.store.find(word, self.desk.cwd, self.report.pick)
 
 
 def _interactive() -> bool:

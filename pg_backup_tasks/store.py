@@ -106,15 +106,22 @@ class Store:
     def _infos(self, names: list[BackupName]) -> list[bytes | None]:
         return self.machine.read_all([f"{self.folder}/{name}{INFO}" for name in names])
 
-    def find(self, word: str, cwd: str, pick: Callable[[list[Backup]], Backup]) -> Backup:
+    def find(
+        self,
+        word: str,
+        cwd: str,
+        pick: Callable[[list[Backup]], Backup],
+        broken: Callable[[Backup], bool] = lambda _: False,
+    ) -> Backup:
         """Return the backup that BACKUP means: a path, a name, `latest`, `latest:TYPE` or `pick`.
 
-        Raises Refused where there is none, or the word could be an option that went astray.
+        *broken* is asked of each newer one that is not whole, whether `latest` means that. Raises Refused where there
+        is none, or the word could be an option that went astray.
         """
         if word.startswith("-") or not word:
             raise Refused(f"{word!r} is no backup.", hint="inv --help db.TASK (options come after BACKUP)")
         if word == "latest" or word.startswith("latest:"):
-            return self._latest(parse_type(word.removeprefix("latest:")) if ":" in word else None)
+            return self._latest(parse_type(word.removeprefix("latest:")) if ":" in word else None, broken)
         if word == "pick":
             return pick(self.some())
         if found := self.by_name(word):
@@ -143,10 +150,10 @@ class Store:
             raise Refused(f"There are no backups in {self.folder}.", hint="inv db.backup takes one")
         return backups
 
-    def _latest(self, type_: str | None) -> Backup:
+    def _latest(self, type_: str | None, broken: Callable[[Backup], bool]) -> Backup:
         for backup in self.backups(type_):
             # Whoever restores once more means what was restored, not what it replaced.
-            if backup.complete and (type_ or backup.type != SAFETY):
+            if (type_ or backup.type != SAFETY) and (backup.complete or broken(backup)):
                 return backup
         of_type = f" of type {type_}" if type_ else ""
         raise Refused(f"There is no whole backup{of_type} in {self.folder}.", hint="inv db.list")

@@ -247,6 +247,32 @@ def test_all_of_them_and_the_bad_one_named(shelf: Shelf) -> None:
     assert f"{shelf.name}: NOT HEALTHY" in said.out
 
 
+def test_the_latest_is_verified_whole_or_not_and_restored_only_whole(shelf: Shelf) -> None:
+    older = Shelf(shelf.project, "backup_manual_20200101_000000")
+    for extension in (*FORMATS, "info"):
+        shutil.copy(shelf.path(extension), older.path(extension))
+    older.edit(name=older.name)
+    raw = shelf.path("dump").read_bytes()
+    shelf.path("dump").write_bytes(raw[:-100])
+    for words in (["latest"], ["latest:manual", "--restore"]):
+        done = shelf.project.inv("db.verify", *words)
+        assert (done.code, done.out.splitlines()[0]) == (3, f"{shelf.name}: NOT HEALTHY")
+        assert f".dump has {len(raw) - 100:,} bytes" in done.out
+        assert "Warning" not in done.err
+    planned = shelf.project.inv("--dry", "db.restore", "latest")
+    assert planned.code == 0
+    assert f"Warning: {shelf.name} is newer and not whole" in planned.err
+    assert older.name in planned.err.splitlines()[-1]
+    # What was never finished is no news to whoever verifies: a run may be at work on it.
+    shelf.path("info").unlink()
+    assert judge_latest(shelf) == older.name
+
+
+def judge_latest(shelf: Shelf) -> str:
+    (found,) = shelf.verify(what="latest").json["backups"]
+    return str(found["name"])
+
+
 def test_verifying_opens_no_connection(shelf: Shelf) -> None:
     shelf.project.use("postgresql://nobody@127.0.0.1:1/nothing")
     assert shelf.problems() == []
