@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -68,13 +68,14 @@ def plan(desk: Desk, chosen: Backup, order: Order) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """One restore into one database, from the first look to the last word."""
+    """One restore into one database, from the first look to the last word; *ready* is done once somebody said yes."""
 
     desk: Desk
     order: Order
     dump: Dump
     database: Database
     task: str
+    ready: Callable[[Connection], object] | None = None
 
     @property
     def _looker(self) -> Looker:
@@ -89,6 +90,8 @@ class Work:
             self._announce(found)
             yes.obtain(self.desk.report, self.database.name, f"Restore into {self.database.name}?")
             began = monotonic()
+            if self.ready:
+                self.ready(connection)
             if found.doubts:
                 self._in_place(connection, found)
         if not found.doubts:
