@@ -9,11 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic
 
-from . import backup, catalog, looking, postgres, restore, signals, switching, verify
+from . import backup, catalog, leavings, looking, postgres, restore, signals, switching, verify
 from .consent import Consent
 from .desk import Connection, Desk
 from .environment import WANTED
 from .errors import Failed, Interrupted, Refused, TaskError, Unreachable
+from .leavings import Mark
 from .looking import Looker
 from .machine import CommandError
 from .migration import Migration
@@ -32,8 +33,6 @@ _OTHERS = """
 select coalesce(json_agg(distinct application_name), '[]') from pg_stat_activity
 where datname = current_database() and pid <> pg_backend_pid() and application_name in ('pg_dump', 'pg_restore')
 """
-# Numbers are given to transactions that write something: if none was given out, nothing was written.
-_NEXT_TRANSACTION = "select pg_snapshot_xmax(pg_current_snapshot())"
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _prepare(desk: Desk, order: Order, connection: Connection) -> _Run:
         taken=taken,
         before=taken.info.migrations,
         schema=_schema(desk, connection),
-        mark=connection.session.ask(_NEXT_TRANSACTION),
+        mark=leavings.mark(connection.session),
     )
 
 
@@ -152,14 +151,14 @@ def _schema(desk: Desk, connection: Connection) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """A migration that is about to be made: *mark* is the number the next transaction gets that writes."""
+    """A migration that is about to be made: *mark* is the database right before it."""
 
     desk: Desk
     order: Order
     taken: Backup
     before: list[str] | None
     schema: str
-    mark: str
+    mark: Mark
 
     def go(self) -> Verdict:
         """Run the command and judge what came of it."""
@@ -276,14 +275,18 @@ class _Run:
 
     def _roll_back(self, migration: Migration, error: TaskError, code: int | None, began: float) -> Verdict:
         """Put the database back as it was; the verdict says whether that could be done."""
+        # A signal must not cut short what makes a promise good.
+        signals.ignore()
         desk, name = self.desk, migration.name
         desk.report.warn(f"{error.message} Putting {name} back as it was.")
+        # Whoever has not ended yet could still write, after we have looked.
+        ended = self._end_its_sessions()
         after, changed = self._differences()
         try:
-            if self._was_written():
-                back(desk, self.taken, "db.migrate")
-            else:
+            if ended and self._is_untouched():
                 desk.report.say("Nothing had been written since, so there is nothing to put back.")
+            else:
+                back(desk, self.taken, "db.migrate")
         except (TaskError, OSError) as trouble:
             why = f"{name} is NEITHER MIGRATED NOR ROLLED BACK: {error.message} Then: {_sentence(trouble)}"
             verdict = self._verdict("failed", code, began, after, changed)
@@ -294,12 +297,23 @@ class _Run:
         verdict = self._verdict("rolled back", code, began, self.before, changed)
         return replace(verdict, why=why, code=error.code if isinstance(error, Interrupted) else 1)
 
-    def _was_written(self) -> bool:
+    def _end_its_sessions(self) -> bool:
+        """End the sessions that were begun since the migration was; return whether that could be done."""
+        try:
+            leavings.open_again(self.desk)
+            with self.desk.connect(self.desk.choice.database) as connection:
+                # A pooler's are older than those who speak through them.
+                which = "true" if self.desk.settings.allow_pooler else self.mark.newer_sessions
+                return switching.end_sessions(connection, which)
+        except TaskError:
+            return False
+
+    def _is_untouched(self) -> bool:
         try:
             with self.desk.connect(self.desk.choice.database) as connection:
-                return connection.session.ask(_NEXT_TRANSACTION) != self.mark
+                return self.mark.untouched(connection.session)
         except TaskError:
-            return True
+            return False
 
 
 # Over SSH it is a login shell's, as if typed there: the PATH of nothing less has a pnpm in it.
@@ -323,11 +337,11 @@ def _sentence(error: TaskError | OSError) -> str:
 
 
 def back(desk: Desk, taken: Backup, task: str) -> restore.Result:
-    """Restore a backup as a whole, with nobody asked any more."""
-    # A signal must not cut short what makes a promise good.
-    signals.ignore()
-    with suppress(TaskError), desk.connect(desk.choice.database) as connection:
-        switching.end_holders(connection)
+    """Restore the backup a migration began with, as a whole and with nobody asked any more.
+
+    Nothing that the migration has left open or made stands in its way.
+    """
+    leavings.clear_the_way(desk)
     dump = verify.open_dump(desk, taken)
     work = restore.Work(desk, looking.Order(), dump, desk.choice.database, task)
     return work.run(Consent(force=True, confirm=desk.choice.database.name))

@@ -7,7 +7,7 @@ from .consent import Consent
 from .desk import Desk
 from .errors import Failed, Refused
 from .looking import Order
-from .migrate import TYPE
+from .migrate import TYPE, back
 from .migration import Migration
 from .model import Database, Format
 from .restore import Result, Work
@@ -37,7 +37,14 @@ def rollback(desk: Desk, yes: Consent, wait: float) -> Result | None:
             )
             return None
         backup = _remembered(desk, last) if last else _newest(desk, database)
-        result = Work(desk, Order(), verify.open_dump(desk, backup), database, _TASK).run(yes)
+        if last and last.state == "under way":
+            # As its own run would have, had it lived.
+            desk.report.say(f"Back to  {backup.name}, taken before the migration at {last.at} that was cut off")
+            yes.obtain(desk.report, database.name, f"Put {database.name} back as it was?")
+            result = back(desk, backup, _TASK)
+        else:
+            dump = verify.open_dump(desk, backup)
+            result = Work(desk, Order(), dump, database, _TASK, ready=switching.end_sessions).run(yes)
         if last:
             desk.migrations.ended(last, "rolled back")
         return result

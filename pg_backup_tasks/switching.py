@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from time import monotonic
 
 from . import catalog, loading, signals
 from .catalog import Present
@@ -25,14 +26,13 @@ _LONGEST_NAME = 63
 _AGAIN = 0.02
 _NEXT_SECOND = 0.2
 _PATIENCE = "15s"
+_FAREWELL = 5.0
 # Ours to end: anybody's for a superuser, else those of roles we are in.
-_END_SESSIONS = """
-select count(pg_terminate_backend(pid)) from pg_stat_activity a
-where datname = {name} and pid <> pg_backend_pid() and usesysid is not null {condition}
-  and (current_setting('is_superuser') = 'on' or (
+_OURS_TO_END = """(current_setting('is_superuser') = 'on' or (
     not (select rolsuper from pg_roles r where r.oid = usesysid)
-    and (pg_has_role(usesysid, 'MEMBER') or pg_has_role('pg_signal_backend', 'MEMBER'))))
-"""
+    and (pg_has_role(usesysid, 'MEMBER') or pg_has_role('pg_signal_backend', 'MEMBER'))))"""
+_OTHERS = "datname = {name} and pid <> pg_backend_pid() and usesysid is not null"
+_END_SESSIONS = f"select count(pg_terminate_backend(pid)) from pg_stat_activity where {_OTHERS} and {_OURS_TO_END}"
 
 
 def aside_name(name: str, at: datetime) -> str:
@@ -103,7 +103,7 @@ def switch(desk: Desk, server: Connection, change: Change, fresh: str, finish: C
 def _rename_and_send_away(desk: Desk, server: Connection, change: Change) -> None:
     """Rename the database while its sessions are being ended: nobody can come in meanwhile."""
     rename = f"alter database {identifier(change.name)} rename to {identifier(change.before)}"
-    ending = _END_SESSIONS.format(name=literal(change.name), condition="")
+    ending = _END_SESSIONS.format(name=literal(change.name))
     with desk.connect(server.database) as second, Crew(desk.machine, 1) as crew:
         renamed = crew.submit(server.session.ask, rename)
         while not renamed.done():
@@ -112,11 +112,23 @@ def _rename_and_send_away(desk: Desk, server: Connection, change: Change) -> Non
         renamed.result()
 
 
-def end_holders(connection: Connection) -> None:
-    """End the sessions on this database that keep others out of a table: what has failed may have left them open."""
-    holds = "select pid from pg_locks where mode = 'AccessExclusiveLock' and granted and relation is not null"
-    name = literal(connection.database.name)
-    connection.session.ask(_END_SESSIONS.format(name=name, condition=f"and pid in ({holds})"))
+def end_sessions(connection: Connection, which: str = "true") -> bool:
+    """End the other sessions that are on this database now, *which* says (SQL) of them; return whether they are gone.
+
+    Who comes in later is left in peace.
+    """
+    session, others = connection.session, _OTHERS.format(name=literal(connection.database.name))
+    pids = f"select coalesce(json_agg(pid), '[]') from pg_stat_activity where {others}"
+    found = catalog.answer(session, f"{pids} and ({which})")
+    deadline = monotonic() + _FAREWELL
+    while found:
+        these = f"pid in ({', '.join(map(str, found))})"
+        endable = session.ask(f"{_END_SESSIONS.format(name=literal(connection.database.name))} and {these}")
+        found = catalog.answer(session, f"{pids} and {these}")
+        if found and (endable == "0" or monotonic() > deadline):
+            return False
+        signals.sleep(_AGAIN)
+    return True
 
 
 def conclude(desk: Desk, server: Connection, change: Change) -> None:

@@ -20,8 +20,8 @@ HOUSE = {
     "retention",
     "places": "settings signals embedded bulk process here openssh line far there lock crew store journal migration "
     "catalog premise desk hosts",
-    "workflows": "consent loading analysis data_only single_tables dumps verify switching backup looking restore undo "
-    "cleanup migrate rollback fetch pull",
+    "workflows": "consent loading analysis data_only single_tables dumps verify switching backup looking leavings "
+    "restore undo cleanup migrate rollback fetch pull",
     "face": "report beside running collection __init__",
 }
 ORDER = " ".join(HOUSE.values()).split()

@@ -215,6 +215,58 @@ def test_nothing_is_put_back_where_nothing_was_written(here: Shop) -> None:
     assert here.sql(f"select oid from pg_database where datname = '{here.database}'") == number
 
 
+def left_running(shop: Shop, *statements: str) -> tuple[str, ...]:
+    """Return the task with a command that fails while sessions of its own are still within *statements*."""
+    psql = f'{shop.server.embedded.bin / "psql"} -XAtq "$DATABASE_URL" --command'
+    leave = "".join(f"setsid {psql} {shlex.quote(sql)} >/dev/null 2>&1 &\n" for sql in statements)
+    asleep = f"select count(*) from pg_stat_activity where wait_event = 'PgSleep' and datname = '{shop.database}'"
+    until = f'until [ "$({psql} {shlex.quote(asleep)})" = {len(statements)} ]; do sleep 0.05; done'
+    return ("db.migrate", "--command", f"{leave}{until}; exit 1")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "delete from orders where pg_sleep(60) is null",
+        *slowly("begin; delete from orders; select pg_sleep(60); commit"),
+    ],
+)
+def test_what_is_still_running_is_ended_before_anything_is_called_as_before(here: Shop, statement: str) -> None:
+    before = here.state()
+    done = here.inv(*left_running(here, statement))
+    assert done.code == 1, done.err
+    others = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    assert here.sql(others) == "0"
+    here.is_as_before(before)
+
+
+def test_a_sequence_that_has_gone_on_is_put_back(here: Shop) -> None:
+    # The server writes down 32 numbers at once: those are taken without a transaction's number.
+    here.sql("select nextval('drinks_id_seq')")
+    before = here.state()
+    assert here.inv(*here.migration("select nextval('drinks_id_seq')", "exit 1")).code == 1
+    assert here.state() == before
+
+
+def test_row_locks_do_not_bar_the_way_back_in_place(here: Shop) -> None:
+    here.project.environ |= {"INVOKE_DB_IN_PLACE": "true", "INVOKE_DB_LOCK_TIMEOUT": "5"}
+    before = here.state()
+    *task, command = left_running(here, "begin; delete from orders; select pg_sleep(60)")
+    done = here.inv(*task, f"{here.migration('delete from orders where id < 5')[2]}; {command}")
+    assert done.code == 1, done.err
+    assert here.state() == before
+
+
+def test_what_a_migration_made_does_not_bar_the_way_back(here: Shop) -> None:
+    before = here.state()
+    close = f"alter database {here.database} allow_connections false"
+    psql = f'{here.server.embedded.bin / "psql"} -Xq "{here.server.url("postgres")}" --command'
+    subscribe = "create subscription s connection 'dbname=x' publication p with (connect = false)"
+    done = here.inv(*here.migration(f"delete from orders; {subscribe}", f"{psql} {shlex.quote(close)}; exit 1"))
+    assert done.code == 1, done.err
+    assert here.state() == before
+
+
 def test_a_session_that_is_left_open(any_shop: Shop) -> None:
     shop = any_shop
     before = shop.state()
@@ -322,6 +374,20 @@ def test_a_line_that_is_cut_in_a_migration(here: Shop, tmp_path: Path, request: 
     assert "was cut off at" in shop.inv("db.list").err
     assert shop.inv("db.rollback", "--force").code == 0
     shop.is_as_before(before)
+
+
+@pytest.mark.slow
+def test_a_session_that_outlived_its_run_does_not_bar_the_way_back(here: Shop) -> None:
+    here.project.environ |= {"INVOKE_DB_IN_PLACE": "true", "INVOKE_DB_LOCK_TIMEOUT": "5"}
+    before = here.state()
+    *task, command = left_running(here, "begin; delete from orders; select pg_sleep(60)")
+    run = here.project.start(*task, command.replace("exit 1", "touch left; sleep 98"))
+    wait_until((here.project.path / "left").exists, "the session to be left")
+    run.kill()
+    run.communicate()
+    done = here.inv("db.rollback", "--force")
+    assert done.code == 0, done.err
+    here.is_as_before(before)
 
 
 def test_a_way_back_that_is_killed_is_gone_once_more(here: Shop) -> None:
