@@ -146,6 +146,11 @@ select json_build_object(
       on v.name = e.name and v.version = e.default_version),
   'settable', (select json_agg(name) from pg_settings where context = 'user'))
 """
+# Whether a session *a* of pg_stat_activity is ours to end: anybody's for a superuser, else those of roles whose rights
+# we have, which to be able to become them is not.
+OURS_TO_END = """(current_setting('is_superuser') = 'on' or (
+    not (select rolsuper from pg_roles where oid = a.usesysid)
+    and (pg_has_role(a.usesysid, 'USAGE') or pg_has_role('pg_signal_backend', 'USAGE'))))"""
 # What would be lost with the database, or kept from being made again, whoever asks for it.
 _PRESENT = """
 select json_build_object(
@@ -161,9 +166,7 @@ select json_build_object(
     where subdbid = d.oid),
   'prepared', (select coalesce(json_agg(gid order by gid), '[]') from pg_prepared_xacts where database = d.datname),
   'strangers', (select coalesce(json_agg(distinct a.usename), '[]') from pg_stat_activity a
-    where a.datid = d.oid and a.usesysid is not null and a.pid <> pg_backend_pid()
-      and (not pg_has_role(a.usesysid, 'MEMBER') or (select rolsuper from pg_roles where oid = a.usesysid))
-      and not pg_has_role('pg_signal_backend', 'MEMBER')),
+    where a.datid = d.oid and a.usesysid is not null and a.pid <> pg_backend_pid() and not {ours_to_end}),
   'sessions', (select count(*) from pg_stat_activity a where a.datid = d.oid and a.backend_type = 'client backend'
     and a.pid <> pg_backend_pid()))
 from pg_database d join pg_tablespace t on t.oid = d.dattablespace where d.datname = current_database()
@@ -406,7 +409,7 @@ def role(session: Session) -> Role:
 
 def present(session: Session) -> Present:
     """Return what a restore needs to know of the database that is there."""
-    return Present(**answer(session, _PRESENT))
+    return Present(**answer(session, _PRESENT.format(ours_to_end=OURS_TO_END)))
 
 
 def available_extensions(session: Session) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 
@@ -257,12 +257,13 @@ def count(connection: Connection, dump: Dump) -> None:
 def maintenance(desk: Desk, database: Database) -> Iterator[Connection]:
     """Hold a session on the same server, on a database that is always there."""
     with ExitStack() as stack:
-        first, second = (elsewhere(database, name) for name in MAINTENANCE)
-        try:
-            connection = stack.enter_context(desk.connect(first))
-        except Unreachable:
-            connection = stack.enter_context(desk.connect(second))
-        yield connection
+        # From within itself no database is renamed, nor found missing.
+        *first, last = (elsewhere(database, name) for name in MAINTENANCE if name != database.name)
+        connection: Connection | None = None
+        for place in first:
+            with suppress(Unreachable):
+                connection = stack.enter_context(desk.connect(place))
+        yield connection or stack.enter_context(desk.connect(last))
 
 
 def scratch_name() -> str:

@@ -179,8 +179,9 @@ class Work:
             try:
                 loading.create_beside(desk, server, wanted, name)
                 self._fill(name)
-                server.session.ask("begin")
-                server.session.ask(f"alter database {identifier(name)} rename to {identifier(self.database.name)}")
+                switching.begin(server)
+                with switching.sending_away(desk, server, name) as rename:
+                    rename(name, self.database.name)
                 self._finish(server, its_own)
                 signals.close()
                 server.session.ask("commit")

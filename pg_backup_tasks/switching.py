@@ -6,8 +6,8 @@ first rename keeps everybody out until the end; who is in is sent away by a seco
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from time import monotonic
 
@@ -27,12 +27,8 @@ _AGAIN = 0.02
 _NEXT_SECOND = 0.2
 _PATIENCE = "15s"
 _FAREWELL = 5.0
-# Ours to end: anybody's for a superuser, else those of roles we are in.
-_OURS_TO_END = """(current_setting('is_superuser') = 'on' or (
-    not (select rolsuper from pg_roles r where r.oid = usesysid)
-    and (pg_has_role(usesysid, 'MEMBER') or pg_has_role('pg_signal_backend', 'MEMBER'))))"""
-_OTHERS = "datname = {name} and pid <> pg_backend_pid() and usesysid is not null"
-_END_SESSIONS = f"select count(pg_terminate_backend(pid)) from pg_stat_activity where {_OTHERS} and {_OURS_TO_END}"
+_ON = "datname in ({names}) and pid <> pg_backend_pid() and usesysid is not null"
+_END = f"select count(pg_terminate_backend(pid)) from pg_stat_activity a where {_ON} and {catalog.OURS_TO_END}"
 
 
 def aside_name(name: str, at: datetime) -> str:
@@ -80,14 +76,14 @@ def switch(desk: Desk, server: Connection, change: Change, fresh: str, finish: C
 
     Raises Failed where it cannot be done; then everything is as it was. No signal is heard after it.
     """
-    session, name, aside = server.session, identifier(change.name), identifier(change.before)
+    aside = identifier(change.before)
     mark = f"Kept aside from {change.name} at {change.at} by {change.task}: inv db.undo puts it back."
     try:
-        session.ask("begin")
-        session.ask(f"set local lock_timeout = '{_PATIENCE}'")
-        _rename_and_send_away(desk, server, change)
-        session.ask(f"comment on database {aside} is {literal(mark)}")
-        session.ask(f"alter database {identifier(fresh)} rename to {name}")
+        begin(server)
+        with sending_away(desk, server, change.name, fresh) as rename:
+            rename(change.name, change.before)
+            server.session.ask(f"comment on database {aside} is {literal(mark)}")
+            rename(fresh, change.name)
         finish()
     except CommandError as error:
         if "is being accessed by other users" in error.done.err or "lock timeout" in error.done.err:
@@ -97,19 +93,32 @@ def switch(desk: Desk, server: Connection, change: Change, fresh: str, finish: C
             ) from None
         raise
     signals.close()
-    session.ask("commit")
+    server.session.ask("commit")
 
 
-def _rename_and_send_away(desk: Desk, server: Connection, change: Change) -> None:
-    """Rename the database while its sessions are being ended: nobody can come in meanwhile."""
-    rename = f"alter database {identifier(change.name)} rename to {identifier(change.before)}"
-    ending = _END_SESSIONS.format(name=literal(change.name))
+def begin(server: Connection) -> None:
+    """Begin a transaction that renames; whoever waits for it waits for no longer than it takes."""
+    server.session.ask("begin")
+    server.session.ask(f"set local lock_timeout = '{_PATIENCE}'")
+    # A client that is frozen now would keep everybody out of the database.
+    server.session.ask(f"set local idle_in_transaction_session_timeout = '{_PATIENCE}'")
+
+
+@contextmanager
+def sending_away(desk: Desk, server: Connection, *names: str) -> Iterator[Callable[[str, str], None]]:
+    """Yield what renames a database while the sessions on all of *names* are being ended: nobody can come in then."""
+    ending = _END.format(names=", ".join(map(literal, names)))
     with desk.connect(server.database) as second, Crew(desk.machine, 1) as crew:
-        renamed = crew.submit(server.session.ask, rename)
-        while not renamed.done():
-            second.session.ask(ending)
-            signals.sleep(_AGAIN)
-        renamed.result()
+
+        def rename(old: str, new: str) -> None:
+            statement = f"alter database {identifier(old)} rename to {identifier(new)}"
+            renamed = crew.submit(server.session.ask, statement)
+            while not renamed.done():
+                second.session.ask(ending)
+                signals.sleep(_AGAIN)
+            renamed.result()
+
+        yield rename
 
 
 def end_sessions(connection: Connection, which: str = "true") -> bool:
@@ -117,13 +126,13 @@ def end_sessions(connection: Connection, which: str = "true") -> bool:
 
     Who comes in later is left in peace.
     """
-    session, others = connection.session, _OTHERS.format(name=literal(connection.database.name))
-    pids = f"select coalesce(json_agg(pid), '[]') from pg_stat_activity where {others}"
+    session, names = connection.session, literal(connection.database.name)
+    pids = f"select coalesce(json_agg(pid), '[]') from pg_stat_activity where {_ON.format(names=names)}"
     found = catalog.answer(session, f"{pids} and ({which})")
     deadline = monotonic() + _FAREWELL
     while found:
         these = f"pid in ({', '.join(map(str, found))})"
-        endable = session.ask(f"{_END_SESSIONS.format(name=literal(connection.database.name))} and {these}")
+        endable = session.ask(f"{_END.format(names=names)} and {these}")
         found = catalog.answer(session, f"{pids} and {these}")
         if found and (endable == "0" or monotonic() > deadline):
             return False

@@ -11,7 +11,6 @@ from .errors import Refused
 from .journal import Change
 from .looking import Order
 from .model import Database
-from .postgres import identifier
 from .restore import Result, Work
 
 _TASK = "db.undo"
@@ -58,7 +57,7 @@ def _switch_back(desk: Desk, change: Change, database: Database, yes: Consent) -
         yes.obtain(desk.report, database.name, f"Put {database.name} back?")
         began = monotonic()
         if redo is None:
-            _put_back(server, change)
+            _put_back(desk, server, change)
             journal.forget(lambda c: c == change)
         else:
             journal.begin(redo)
@@ -85,8 +84,9 @@ def _redo(desk: Desk, server: Connection, change: Change, database: Database) ->
     return switching.begun(desk, database, _TASK, change.backup, present, "swap", before, now.comment)
 
 
-def _put_back(server: Connection, change: Change) -> None:
-    server.session.ask("begin")
-    server.session.ask(f"alter database {identifier(change.before)} rename to {identifier(change.name)}")
+def _put_back(desk: Desk, server: Connection, change: Change) -> None:
+    switching.begin(server)
+    with switching.sending_away(desk, server, change.before) as rename:
+        rename(change.before, change.name)
     switching.undo_the_mark(server, change)
     server.session.ask("commit")

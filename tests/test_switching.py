@@ -1,0 +1,123 @@
+"""The moment in which two databases change places: whoever is on either of them, and whatever hangs on them."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import nasty
+import pytest
+from aftermath import wait_until
+from benches import Bench
+from conftest import Server, clean_environ
+
+ASIDE = "select datname from pg_database where datname like '{}_before_%'"
+
+
+@contextmanager
+def session(server: Server, url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Somebody else's session, which stays as long as it is let."""
+    name = f"other_{secrets.token_hex(4)}"
+    command = [str(server.embedded.bin / "psql"), "-X", url, "-c", "select pg_sleep(60)"]
+    run = subprocess.Popen(command, env=clean_environ() | {"PGAPPNAME": name}, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(
+            lambda: server.sql(f"select count(*) from pg_stat_activity where application_name = '{name}'") == "1",
+            "somebody else's session",
+        )
+        yield run
+    finally:
+        run.kill()
+        run.wait()
+
+
+@pytest.fixture
+def standard(server: Server) -> Iterator[str]:
+    """The database that is always there, as some hosts have it for the user's own."""
+    server.sql("create table t (id int); insert into t values (1)")
+    yield "postgres"
+    server.sql("drop table if exists t")
+
+
+@pytest.mark.slow
+def test_a_database_that_has_the_standard_name(bench: Bench, standard: str) -> None:
+    name = bench.backup(standard, "--formats", "dump")
+    bench.server.sql("insert into t values (2)")
+    done = bench.restore(name, standard)
+    try:
+        assert done.code == 0, done.err
+        assert done.json["how"] == "swap"
+        assert bench.server.sql("select count(*) from t") == "1"
+        undone = bench.project.inv("db.undo", "--force")
+        assert undone.code == 0, undone.err
+        assert bench.server.sql("select count(*) from t") == "2"
+    finally:
+        for aside in bench.server.sql(ASIDE.format(standard), "template1").splitlines():
+            bench.server.sql(f"drop database {aside} with (force)", "template1")
+
+
+def test_a_session_that_is_not_ours_to_end_is_found_beforehand(bench: Bench) -> None:
+    owner, other = (nasty.make_owner(bench.server, createdb=True) for _ in range(2))
+    # Whoever may become another, but has not what that one may, may not end its sessions.
+    bench.server.sql(f"grant {other.name} to {owner.name} with inherit false")
+    database = bench.create("", f"owner {owner.name}")
+    bench.server.sql(nasty.as_role(owner.name, "create table t (id int);"), database)
+    url = owner.url(bench.server, database)
+    bench.project.use(url)
+    taken = bench.project.inv("db.backup", "--json", "--formats", "dump")
+    with session(bench.server, other.url(bench.server, database)) as theirs:
+        done = bench.restore(taken.json["name"], database, url=url)
+        assert done.code == 0, done.err
+        assert done.json["how"] == "in place"
+        assert f"may not end the sessions of {other.name}" in done.err
+        assert theirs.poll() is None
+
+
+@pytest.mark.slow
+def test_a_session_on_what_is_to_take_the_name(bench: Bench) -> None:
+    rows = "create table t (id int); insert into t values (1)"
+    database = bench.create(rows)
+    name = bench.backup(database, "--formats", "dump")
+    over = threading.Event()
+    sent: list[subprocess.Popen[bytes]] = []
+
+    def look_on() -> None:
+        while not over.wait(0.01):
+            for fresh in bench.leftovers().split():
+                if not sent or sent[-1].poll() is not None:
+                    command = [str(bench.server.embedded.bin / "psql"), "-X", bench.server.url(fresh)]
+                    sent.append(subprocess.Popen([*command, "-c", "select pg_sleep(60)"], stderr=subprocess.DEVNULL))
+
+    watcher = threading.Thread(target=look_on)
+    watcher.start()
+    try:
+        done = bench.restore(name, database)
+        bench.server.sql(f"drop database {database} with (force)")
+        made = bench.restore(name, database)
+    finally:
+        over.set()
+        watcher.join()
+        for each in sent:
+            each.kill()
+            each.wait()
+    assert done.code == 0, done.err
+    assert made.code == 0, made.err
+    assert sent
+
+
+@pytest.mark.slow
+def test_a_session_on_what_is_kept_aside(bench: Bench) -> None:
+    database = bench.create("create table t (id int); insert into t values (1)")
+    name = bench.backup(database, "--formats", "dump")
+    bench.server.sql("insert into t values (2)", database)
+    for there in (True, False):
+        assert bench.restore(name, database).code == 0
+        with session(bench.server, bench.server.url(bench.server.sql(ASIDE.format(database)))):
+            if not there:
+                bench.server.sql(f"drop database {database}")
+            undone = bench.project.inv("db.undo", "--force")
+        assert undone.code == 0, undone.err
+        assert bench.server.sql("select count(*) from t", database) == "2"
