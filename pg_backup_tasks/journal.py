@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from .machine import Machine
-from .model import Database
+from .model import Database, Mode
 
 How = Literal["swap", "in place"]
 
@@ -26,6 +26,7 @@ class Change:
     """One change of a database, and how it was before: *before* names a database kept aside, or a safety backup.
 
     *at* is ISO 8601 in UTC; *bytes* is the database's size before; *comment* is what the database aside had for one.
+    *mode* says how much of the database it changed, *tables* (schema and name) which tables where only those.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Change:
     bytes: int
     presence: str
     comment: str | None = None
+    mode: str = Mode.FULL.value
+    tables: tuple[tuple[str, str], ...] = ()
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -122,6 +125,7 @@ class Journal:
 
 def _change(found: Any) -> Change | None:
     try:
-        return Change(**found)
-    except TypeError:
+        change = Change(**found)
+        return replace(change, tables=tuple((schema, name) for schema, name in change.tables))
+    except (TypeError, ValueError):
         return None

@@ -37,7 +37,7 @@ class Order:
     """What is asked for; *into* names another database on the same server, *wait* is seconds for another run's end.
 
     With *owned* everything gets the owners and grants it had; else whoever restores owns it all, and the database keeps
-    its own.
+    its own. *dropped* (schema and name) are tables that go together with those named, and were not there before.
     """
 
     mode: Mode = Mode.FULL
@@ -46,6 +46,7 @@ class Order:
     into: str = ""
     wait: float = 0
     owned: bool = True
+    dropped: tuple[tuple[str, str], ...] = ()
 
     def check(self) -> None:
         """Raise Refused where the flags exclude each other."""
@@ -95,6 +96,7 @@ class Found:
     objects: int = 1
     lost: tuple[str, ...] = ()
     left_alone: tuple[str, ...] = ()
+    tables: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,10 @@ class Looker:
             return Found(present, now, ("only its rows are replaced",), part, (), left_alone=left_alone)
         if self.order.mode is Mode.TABLE:
             self._refuse_plain()
-            part = single_tables.plan(session, list(self.dump.items), list(self.order.tables))
-            return Found(present, now, ("only these tables are replaced",), part, ())
+            items, dropped = self.dump.items, self.order.dropped
+            part = single_tables.plan(session, items, self.order.tables, dropped)
+            tables = (*single_tables.chosen(items, self.order.tables), *dropped)
+            return Found(present, now, ("only these tables are replaced",), part, (), tables=tables)
         return self._look_at_all(connection, role, present, now)
 
     def _refuse_plain(self) -> None:

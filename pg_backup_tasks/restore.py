@@ -255,7 +255,8 @@ class Work:
 
     def _change(self, found: Found, how: How, before: str, comment: str | None = None) -> Change:
         task, backup_ = self.task, self.dump.backup.name
-        return switching.begun(self.desk, self.database, task, backup_, found.present, how, before, comment)
+        change = switching.begun(self.desk, self.database, task, backup_, found.present, how, before, comment)
+        return replace(change, mode=self.order.mode.value, tables=found.tables)
 
     def _opening(self, journal: Journal) -> str:
         """Return what psql says first in a transaction: its number into a file, and how long it waits for locks."""

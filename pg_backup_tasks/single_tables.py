@@ -157,16 +157,27 @@ class _Selection:
     items: tuple[Item, ...]
 
 
-def plan(session: Session, items: Sequence[Item], names: Sequence[str]) -> Part:
+def chosen(items: Sequence[Item], names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return schema and name of the backup's tables that *names* mean, their partitions with them.
+
+    Raises Refused where a name is not in the backup or not of one table only.
+    """
+    return tuple((table.schema, table.name) for table in _select(items, names).tables)
+
+
+def plan(
+    session: Session, items: Sequence[Item], names: Sequence[str], dropped: Sequence[tuple[str, str]] = ()
+) -> Part:
     """Return how the tables *names* (`schema.table` or `table`) become what they are in the backup.
 
-    Raises Refused where a name is not in the backup or not of one table only, something else depends on one of
-    them, or *items* are those of plain SQL; Failed where something they need is missing or not this user's.
+    The tables *dropped* (schema and name), which are not in it, go. Raises Refused where a name is not in the backup or
+    not of one table only, something else depends on one of them, or *items* are those of plain SQL; Failed where
+    something they need is missing or not this user's.
     """
     if not any(item.id for item in items):
         raise Refused("Single tables can be taken out of an archive only, and this is plain SQL.")
     selection = _select(items, names)
-    found = premise.ask(session, _question(items, selection))
+    found = premise.ask(session, _question(items, selection, dropped))
     state = found.answer
     _refuse(state)
     places = [t["place"] for t in state["tables"]]
@@ -250,12 +261,12 @@ def _own(items: Sequence[Item], tables: dict[int, Item]) -> Iterator[Item]:
     yield from own.values()
 
 
-def _question(items: Sequence[Item], selection: _Selection) -> str:
+def _question(items: Sequence[Item], selection: _Selection, dropped: Sequence[tuple[str, str]]) -> str:
     own = {item.id for item in selection.items}
     needs = frozenset[int]().union(*(item.needs for item in selection.items)) - own
     made = [item for item in selection.items if item.kind in ("SEQUENCE", "INDEX")]
     return _STATE.format(
-        tables=_document([[t.schema, t.name] for t in selection.tables]),
+        tables=_document([*([t.schema, t.name] for t in selection.tables), *dropped]),
         needed=_document([_needed(item) for item in items if item.id in needs and item.kind in _CATALOGS]),
         made=_document([[item.schema, item.name] for item in made]),
     )

@@ -9,8 +9,10 @@ from .consent import Consent
 from .desk import Connection, Desk
 from .errors import Refused
 from .journal import Change
+from .loading import Dump
 from .looking import Order
-from .model import Database
+from .model import Database, Mode
+from .postgres import identifier
 from .restore import Result, Work
 
 _TASK = "db.undo"
@@ -31,7 +33,8 @@ def undo(desk: Desk, yes: Consent, wait: float) -> Result:
         safety = desk.store.by_name(change.before)
         if safety is None:
             raise Refused(f"{change.before}, taken before {change.task}, is not there any more.", hint="inv db.list")
-        return Work(desk, Order(), verify.open_dump(desk, safety), database, _TASK).run(yes)
+        dump = verify.open_dump(desk, safety)
+        return Work(desk, _order(change, dump), dump, database, _TASK).run(yes)
 
 
 def plan(desk: Desk) -> str:
@@ -41,6 +44,17 @@ def plan(desk: Desk) -> str:
     if change is None:
         raise _nothing(database)
     return f"Would put {database} back as it was before {change.task} at {change.at}."
+
+
+def _order(change: Change, dump: Dump) -> Order:
+    """Return what takes back no more than was changed: what else the database has is nothing to this change."""
+    if change.mode == Mode.DATA_ONLY.value:
+        return Order(Mode.DATA_ONLY)
+    if change.mode != Mode.TABLE.value:
+        return Order()
+    there = {(item.schema, item.name) for item in dump.items if item.kind == "TABLE"}
+    names = (f"{identifier(schema)}.{identifier(name)}" for schema, name in change.tables if (schema, name) in there)
+    return Order(Mode.TABLE, tables=tuple(names), dropped=tuple(t for t in change.tables if t not in there))
 
 
 def _nothing(database: Database) -> Refused:
