@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -11,6 +11,7 @@ from .desk import Desk
 from .model import BackupName
 from .retention import Candidate, Fate, Only
 from .store import Backup
+from .units import listed
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Shelf:
 def look(desk: Desk, order: Order) -> Shelf:
     """Return what would be kept and what removed."""
     backups = {b.name: b for b in desk.store.backups(order.type)}
+    warn_of_damaged(desk, backups.values())
     needed = _needed(desk)
     candidates = [
         Candidate(name, backup.complete, needed.get(backup.name, ""))
@@ -61,6 +63,12 @@ def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
         desk.store.remove(shelf.going)
         switching.expire(desk)
     return shelf
+
+
+def warn_of_damaged(desk: Desk, backups: Iterable[Backup]) -> None:
+    """Say whose `.info` can be read no more."""
+    if damaged := [b.name for b in backups if b.damaged]:
+        desk.report.warn(f"No .info to be read, so not known to be whole: {listed(damaged)}.")
 
 
 def _needed(desk: Desk) -> dict[str, str]:

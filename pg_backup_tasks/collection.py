@@ -326,10 +326,12 @@ def list_(c: Context, type: str = "", host: str = "", json: bool = False) -> lis
     """Show the backups, newest first: age, size, database, files, whole or not."""
 
     def work(run: Run) -> list[Backup]:
+        from .cleanup import warn_of_damaged
         from .model import parse_type
         from .switching import tell
 
         backups = run.desk.store.backups(parse_type(type) if type else None)
+        warn_of_damaged(run.desk, backups)
         tell(run.desk)
         run.report.shelf(backups, run.desk.journal.done(), run.desk.store.folder, run.desk.clock())
         return backups

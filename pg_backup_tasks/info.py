@@ -81,6 +81,10 @@ class Info(msgspec.Struct, frozen=True, gc=False):
     restore: list[str]
 
 
+class _Version(msgspec.Struct, frozen=True, gc=False):
+    version: int
+
+
 def encode(info: Info) -> bytes:
     """Return the document as indented JSON, ending in a newline."""
     return msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n"
@@ -97,7 +101,18 @@ def decode(raw: bytes) -> Info | None:
 
 def is_damaged(raw: bytes) -> bool:
     """Whether *raw* was a document of ours once; the `.info` of the old scripts is plain text."""
-    return decode(raw) is None and (raw.lstrip()[:1] in (b"", b"{") or b'"sha256"' in raw)
+    if decode(raw) is not None or _is_newer(raw):
+        return False
+    # A disk that lost its power may leave blanks or zeros.
+    return raw.strip(b" \t\r\n\0")[:1] in (b"", b"{") or b'"sha256"' in raw
+
+
+def _is_newer(raw: bytes) -> bool:
+    """Whether *raw* is a whole document of a later version of ours."""
+    try:
+        return msgspec.json.decode(raw, type=_Version).version > VERSION
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
 
 
 def with_proof(info: Info, restored: Restored) -> Info:

@@ -36,6 +36,8 @@ class Backup:
     sizes: dict[Format, int]
     has_info: bool = False
     info: Info | None = None
+    damaged: bool = False
+    """Whether that was ours once and can be read no more."""
     chosen: Format | None = None
     """The format a path has fixed."""
 
@@ -48,7 +50,7 @@ class Backup:
     def complete(self) -> bool:
         """Whether every file its `.info` names is there in its size; for an old script's, whether any is."""
         if self.info is None:
-            return self.has_info and bool(self.sizes)
+            return self.has_info and not self.damaged and bool(self.sizes)
         files = self.info.files
         return all(f.extension not in files or self.sizes.get(f) == files[f.extension].bytes for f in ALL_FORMATS)
 
@@ -100,11 +102,18 @@ class Store:
                 groups.setdefault(parsed[0], {})[parsed[1]] = entry
         names = sorted(groups, key=BY_TIME, reverse=True)
         with_info = [name for name in names if INFO in groups[name]]
-        raw = dict(zip(with_info, self._infos(with_info), strict=True))
+        raw = dict(zip(with_info, self._infos([f"{self.folder}/{name}{INFO}" for name in with_info]), strict=True))
         return [self._backup(name, groups[name], raw.get(name)) for name in names]
 
-    def _infos(self, names: list[BackupName]) -> list[bytes | None]:
-        return self.machine.read_all([f"{self.folder}/{name}{INFO}" for name in names])
+    def _infos(self, paths: list[str]) -> list[bytes | None]:
+        try:
+            return self.machine.read_all(paths)
+        except OSError:
+            # One that may not be read proves nothing, and is no reason to know nothing of the others.
+            if len(paths) == 1:
+                return [b""]
+            half = len(paths) // 2
+            return self._infos(paths[:half]) + self._infos(paths[half:])
 
     def find(
         self,
@@ -177,7 +186,7 @@ class Store:
         name, extension = parsed
         files = {ext: entries.get(f"{name}{ext}") for ext in _extensions()}
         ours = {ext: file for ext, file in files.items() if file and file.is_file}
-        raw = self.machine.read(f"{folder}/{name}{INFO}") if INFO in ours else None
+        (raw,) = self._infos([f"{folder}/{name}{INFO}"]) if INFO in ours else (None,)
         return self._backup(name, ours, raw, folder, _format(extension))
 
     def _foreign(self, folder: str, entry: Entry) -> Backup:
@@ -194,14 +203,17 @@ class Store:
         folder: str | None = None,
         chosen: Format | None = None,
     ) -> Backup:
+        info = info_.decode(raw) if raw is not None else None
         return Backup(
             name=str(name),
             folder=folder or self.folder,
             type=name.type,
             created_at=name.at,
             sizes={f: files[f.extension].bytes for f in ALL_FORMATS if f.extension in files},
-            has_info=INFO in files,
-            info=info_.decode(raw) if raw is not None else None,
+            # One that went away between two looks is not there.
+            has_info=raw is not None,
+            info=info,
+            damaged=raw is not None and info is None and info_.is_damaged(raw),
             chosen=chosen,
         )
 

@@ -47,7 +47,7 @@ class Verdict:
 
 def verify(desk: Desk, backup: Backup) -> Verdict:
     """Read every byte of a backup's dumps and compare with what its `.info` says."""
-    problems = _of_the_set(desk, backup)
+    problems = _of_the_set(backup)
     with Crew(desk.machine, 2) as crew:
         expected = {f.extension: size for f, size in backup.sizes.items()}
         with desk.report.gauge(f"Reading {backup.name}", expected) as gauge:
@@ -61,26 +61,18 @@ def verify(desk: Desk, backup: Backup) -> Verdict:
     return Verdict(backup.name, tuple(problems), backup.info is not None, restored)
 
 
-def _of_the_set(desk: Desk, backup: Backup) -> list[str]:
+def _of_the_set(backup: Backup) -> list[str]:
     if backup.chosen and not backup.type:
         return []
     if not backup.has_info:
         return ["has no .info: it was never finished"]
     if not backup.sizes:
         return ["has no dump file left"]
-    if info_is_damaged(desk, backup):
+    if backup.damaged:
         return [".info is damaged"]
     if backup.info and backup.info.name != backup.name:
         return [f".info is that of {backup.info.name}"]
     return [f"{extension} is missing" for extension in backup.missing]
-
-
-def info_is_damaged(desk: Desk, backup: Backup) -> bool:
-    """Whether there is an `.info` that was ours and can be read no more."""
-    if backup.info or not backup.has_info:
-        return False
-    raw = desk.machine.read(backup.info_path)
-    return raw is not None and info.is_damaged(raw)
 
 
 def open_dump(desk: Desk, backup: Backup, *, by_itself: bool = False) -> Dump:
@@ -91,7 +83,7 @@ def open_dump(desk: Desk, backup: Backup, *, by_itself: bool = False) -> Dump:
     """
     format_ = backup.format_to_restore()
     dump = Dump(backup, format_)
-    if info_is_damaged(desk, backup):
+    if backup.damaged:
         desk.report.warn(f"{backup.name}: its .info is damaged; restoring without what it knew.")
     elif backup.info is None:
         desk.report.say(f"{backup.name}: no checksum known; read to its end instead.")

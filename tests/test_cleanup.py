@@ -86,6 +86,16 @@ def test_only_one_type(project: Project) -> None:
     assert set(autos) <= names(project)
 
 
+def test_one_whose_info_is_damaged_takes_no_place_from_one_that_is_whole(project: Project) -> None:
+    damaged, whole = stock(project, nights(2))
+    (project.backups / f"{damaged}.info").write_text('{"version": 1, "name": "backup_auto_20')
+    done = project.inv("db.cleanup", "--keep", "1")
+    assert done.code == 0
+    assert damaged in done.err
+    assert whole in names(project)
+    assert damaged in project.inv("db.list").err
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -135,7 +135,7 @@ def test_what_is_not_ours_is_no_backup(shelf: Shelf) -> None:
     assert list(shelf.store.backups()[0].sizes) == [Format.DUMP]
 
 
-@pytest.mark.parametrize("raw", [b"", b"Database: old\nDate: then\n", b"{}", b'{"version": 2}', b"\xff\xfe"])
+@pytest.mark.parametrize("raw", [b"Database: old\nDate: then\n", b'{"version": 2}', b"\xff\xfe"])
 def test_the_info_of_another_tool_is_no_trouble(shelf: Shelf, raw: bytes) -> None:
     shelf.put(OLD, ".dump", ".sql", proof=False)
     (shelf.folder / f"{OLD}.info").write_bytes(raw)
@@ -144,6 +144,37 @@ def test_the_info_of_another_tool_is_no_trouble(shelf: Shelf, raw: bytes) -> Non
     assert backup.has_info
     assert backup.complete
     assert backup.missing == []
+
+
+@pytest.mark.parametrize("raw", [b"", b" \n", b"{}", b"\0" * 200, document(NEW, {".dump": 8})[:200]])
+def test_an_info_of_ours_that_is_damaged_proves_nothing(shelf: Shelf, raw: bytes) -> None:
+    shelf.put(OLD, ".dump")
+    shelf.put(NEW, ".dump", proof=False)
+    (shelf.folder / f"{NEW}.info").write_bytes(raw)
+    backup = shelf.store.backups()[0]
+    assert (backup.name, backup.has_info, backup.damaged, backup.complete) == (NEW, True, True, False)
+    assert shelf.find("latest").name == OLD
+    assert shelf.find(f"backups/postgres/{NEW}.dump").damaged
+
+
+class Strict(Here):
+    """A machine on which one file may not be read, and another goes away between two looks."""
+
+    def read(self, path: str) -> bytes | None:
+        if NEW in path:
+            raise PermissionError(13, "Permission denied", path)
+        return None if AUTO in path else super().read(path)
+
+
+def test_an_info_that_cannot_be_read_is_no_trouble_for_the_others(shelf: Shelf) -> None:
+    for name in (OLD, NEW, AUTO):
+        shelf.put(name, ".dump")
+    store = Store(Strict(), str(shelf.folder))
+    newest, auto, oldest = store.backups()
+    assert (newest.has_info, newest.damaged, newest.complete) == (True, True, False)
+    assert (auto.has_info, auto.damaged, auto.complete) == (False, False, False)
+    assert oldest.complete
+    assert store.find(str(shelf.folder / f"{NEW}.dump"), "/", lambda found: found[0]).damaged
 
 
 def test_whole_is_what_has_every_file_in_its_size(shelf: Shelf) -> None:
