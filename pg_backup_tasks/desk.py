@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -38,8 +38,8 @@ class Reporter(Protocol):
         """From now on the talk is of the machine called *host*; empty for this one."""
         ...
 
-    def hide(self, secret: str) -> None:
-        """Never show *secret* from now on."""
+    def hide(self, secret: str, shown: Iterable[str] = ()) -> None:
+        """Never show *secret* from now on, but what is *shown* all the same."""
         ...
 
     def say(self, text: str) -> None: ...
@@ -110,6 +110,7 @@ class Desk:
             source=self.settings.source,
             allow_pooler=self.settings.allow_pooler,
         )
+        self._hide_password(choice.database)
         self.report.say(f"Database {choice.database} (from {choice.database.source})")
         if choice.left_out:
             self.report.say(f"Parameters that PostgreSQL's tools do not know, left out: {', '.join(choice.left_out)}")
@@ -124,6 +125,11 @@ class Desk:
                 hint="let this user read it, or set INVOKE_DB_ENV_FILE to another file",
             ) from None
         return (raw or b"").decode("utf-8", "surrogateescape")
+
+    def _hide_password(self, database: Database) -> None:
+        names = (database.name, database.user, database.host, self.machine.name)
+        folders = (self.settings.root, self.settings.env_file, self.store.folder)
+        self.report.hide(database.password, (*names, *folders))
 
     @property
     def journal(self) -> Journal:
@@ -147,7 +153,7 @@ class Desk:
 
         Raises Unreachable where there is no way in; whatever psql refuses in the block becomes a sentence.
         """
-        self.report.hide(database.password)
+        self._hide_password(database)
         any_tools = postgres.any_tools(self.tools)
         command = postgres.psql(any_tools, self._with_timeout(database))
         try:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from . import url
+from . import hiding, url
 from .errors import Failed, TaskError, Unreachable
 from .machine import CommandError
 from .model import Command, Database
@@ -310,7 +310,7 @@ _MEANINGS: tuple[tuple[str, type[TaskError], str, str], ...] = (
 
 
 def _redact(text: str, database: Database) -> str:
-    return text.replace(database.password, "***") if len(database.password) > 3 else text
+    return hiding.hide(text, (database.password,), (database.name, database.user, database.host))
 
 
 def _last_line(said: str) -> str:

@@ -10,14 +10,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
-from urllib.parse import quote
 
-from . import columns, signals
+from . import columns, hiding, signals
 from .columns import Row
 from .errors import Failed, Refused, TaskError
 from .model import Format, Mode
@@ -41,7 +40,6 @@ _LONGEST_NAME = 18
 _LOG_BYTES = 1 << 20
 _LOGS_KEPT = 5
 _LINE_EVERY = 30.0
-_SHORTEST_SECRET = 4
 _ADVICE = re.compile(r"\binv (db\.[a-z-]+)")
 
 
@@ -52,7 +50,8 @@ class Report:
         self._as_json = as_json
         self._quiet = quiet
         self._log = _open_log(log) if log else None
-        self._secrets: list[str] = []
+        self._secrets: set[str] = set()
+        self._shown: set[str] = set()
         self._host = ""
         _open_what_is_closed()
         self._out = _Heedless(sys.stdout)
@@ -60,18 +59,17 @@ class Report:
             # As standard error does: a name that the terminal's encoding lacks is no reason to fail.
             sys.stdout.reconfigure(errors="backslashreplace")
 
-    def hide(self, secret: str) -> None:
-        """Never show *secret* again, as it is or percent-encoded."""
-        if len(secret) >= _SHORTEST_SECRET:
-            self._secrets += [secret, quote(secret, safe="")]
+    def hide(self, secret: str, shown: Iterable[str] = ()) -> None:
+        """Never show *secret* again, as it is or percent-encoded; what is *shown* all the same stays as it is."""
+        self._secrets.add(secret)
+        self._shown.update(shown)
 
     def speak_of(self, host: str) -> None:
         """From now on the talk is of the machine called *host*, where what there is to try is to be tried."""
         self._host = host
 
     def _clean(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
+        text = hiding.hide(text, self._secrets, self._shown)
         return _ADVICE.sub(rf"inv \1 --host {self._host}", text) if self._host else text
 
     # On the way

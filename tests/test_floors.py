@@ -16,8 +16,8 @@ MODULES = {path.stem: path.read_text() for path in sorted((ROOT / PACKAGE).glob(
 # From the ground to the roof: a module imports only what stands before it. A new one is entered where it belongs.
 HOUSE = {
     "ground": "errors units columns model info",
-    "pure": "definitions sqltext archive url environment machine shell posix postgres ability properties emptying "
-    "retention",
+    "pure": "hiding definitions sqltext archive url environment machine shell posix postgres ability properties "
+    "emptying retention",
     "places": "settings signals embedded bulk process here openssh line far there lock crew store journal migration "
     "catalog premise desk hosts",
     "workflows": "consent loading analysis data_only single_tables dumps verify switching backup looking leavings "
