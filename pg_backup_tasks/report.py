@@ -122,8 +122,11 @@ class Report:
         console = _console(_stderr())
         _print(_shelf(backups, datetime.now(UTC), numbered=True), _stderr())
         choices = [str(i + 1) for i in range(len(backups))]
-        with signals.waiting():
-            number = IntPrompt.ask("Which one", choices=choices, show_choices=False, console=console)
+        try:
+            with signals.waiting():
+                number = IntPrompt.ask("Which one", choices=choices, show_choices=False, console=console)
+        except EOFError:
+            raise Refused("Nothing was picked.", hint="its name, as inv db.list shows it") from None
         return backups[number - 1]
 
     # Results
@@ -339,8 +342,17 @@ def _what_changed(verdict: Outcome) -> Iterator[str]:
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
+    def _open(self) -> io.TextIOWrapper:
+        """Open it, also anew after each rotation, so that only its owner reads it, whatever the umask."""
+        file = open(self.baseFilename, self.mode, encoding="utf-8", errors="backslashreplace", opener=_private)  # noqa: SIM115
+        return cast("io.TextIOWrapper", file)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Lose the line: a full disk must not put a traceback beside the sentence that says so."""
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _open_log(path: str) -> logging.Logger | None:
@@ -353,8 +365,7 @@ def _open_log(path: str) -> logging.Logger | None:
     logger.setLevel(logging.INFO)
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-        handler = _LogFile(path, maxBytes=_LOG_BYTES, backupCount=_LOGS_KEPT, delay=True)
+        handler = _LogFile(path, maxBytes=_LOG_BYTES, backupCount=_LOGS_KEPT)
     except OSError:
         # The backup folder's own trouble is told by what needs it; a log is not worth failing for.
         return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import shlex
+import stat
 import subprocess
 
 import pytest
@@ -96,3 +98,50 @@ def test_a_list_that_cannot_be_written_has_failed(project: Project) -> None:
             1,
             [f"Standard output cannot be written: {os.strerror(28)}."],
         ), ran.err
+
+
+def in_a_terminal(project: Project, *words: str, typed: bytes, env: dict[str, str] | None = None) -> Ran:
+    """Run `inv WORDS` in a terminal of its own in which *typed* is typed; its words are in `out`."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        project.command(*words),
+        cwd=project.path,
+        env=project.environment(env),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as run:
+        os.close(theirs)
+        os.write(ours, typed)
+        said = b""
+        while True:
+            try:
+                said += (more := os.read(ours, 1 << 16))
+            except OSError:  # Linux's way to say that nobody is there any more
+                break
+            if not more:
+                break
+    os.close(ours)
+    return Ran(run.returncode, said.decode(), "")
+
+
+def test_a_choice_that_is_not_made(project: Project) -> None:
+    project.backups.mkdir(parents=True)
+    for extension in (".sql", ".info"):
+        (project.backups / f"backup_manual_20260101_000000{extension}").touch()
+    ran = in_a_terminal(project, "db.verify", "pick", typed=b"\x04")
+    assert (ran.code, "Nothing was picked." in ran.out, "bug in" in ran.out) == (2, True, False), ran.out
+
+
+def test_the_log_is_its_owners_also_after_it_rotated(project: Project) -> None:
+    log = project.path / "backups" / "pg_backup_tasks.log"
+    log.parent.mkdir()
+    log.write_bytes(b"x" * (1 << 20))
+    log.chmod(0o600)
+    old = os.umask(0o022)
+    try:
+        assert project.inv("db.verify", "nothing").code == 2
+    finally:
+        os.umask(old)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in log.parent.glob("*.log*")}
+    assert modes == {"pg_backup_tasks.log": 0o600, "pg_backup_tasks.log.1": 0o600}
