@@ -51,20 +51,33 @@ def read_env_file(text: str, path: str) -> dict[str, str]:
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     ours: dict[str, str | None] = {}
     lines: dict[str, int] = {}
+    broken: dict[int, str] = {}
     for binding in parse_stream(io.StringIO(text)):
         blank = len(binding.original.string) - len(binding.original.string.lstrip())
         line = binding.original.line + binding.original.string.count("\n", 0, blank)
         if binding.error:
-            _refuse_if_wanted(binding.original.string, path, line)
+            broken[line] = binding.original.string
         elif binding.key in WANTED:
-            _refuse_bytes(binding.value or "", path, line)
-            _refuse_expansion(binding.value or "", path, line)
             ours[binding.key], lines[binding.key] = binding.value, line
     nodes = _as_node_reads(text)
-    for key in WANTED:
+    used = _used(ours.get(MAIN), path)
+    for key in used:
+        for line, said in broken.items():
+            if re.search(rf"\b{key}\b", said):
+                raise _ambiguous(path, line)
+        _refuse_bytes(ours.get(key) or "", path, lines.get(key, 1))
+        _refuse_expansion(ours.get(key) or "", path, lines.get(key, 1))
         if ours.get(key) != nodes.get(key):
             raise _ambiguous(path, lines.get(key) or _line_of(text, key))
-    return {key: value for key, value in ours.items() if value and value.strip()}
+    return {key: value for key in used if (value := ours.get(key)) and value.strip()}
+
+
+def _used(main: str | None, path: str) -> tuple[str, ...]:
+    """Return the variables that count: what stands beside a URL that goes through no pooler is nobody's business."""
+    try:
+        return WANTED if main and url.parse(main, path).pooled else (MAIN,)
+    except Refused:
+        return (MAIN,)
 
 
 def _as_node_reads(text: str) -> dict[str, str]:
@@ -89,11 +102,6 @@ def _refuse_bytes(value: str, path: str, number: int) -> None:
             f"The line {path}:{number} has a URL with bytes that are not UTF-8.",
             hint="save the file as UTF-8, and percent-encode what is special in the user, password and name",
         )
-
-
-def _refuse_if_wanted(line: str, path: str, number: int) -> None:
-    if any(re.search(rf"\b{key}\b", line) for key in WANTED):
-        raise _ambiguous(path, number)
 
 
 def _refuse_expansion(value: str, path: str, number: int) -> None:
@@ -161,6 +169,8 @@ def _pick(variables: Mapping[str, str], where: str, allow_pooler: bool) -> Choic
     for name in url.DIRECT_NAMES:
         if variables.get(name, "").strip():
             direct = url.parse(variables[name], f"{where} ({name})")
+            if direct.pooled:
+                continue
             if direct.database.name != main.database.name:
                 raise Refused(
                     f"{name} in {where} names the database {direct.database.name}, DATABASE_URL "

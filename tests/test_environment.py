@@ -93,7 +93,7 @@ def as_python_reads(text: str) -> dict[str, str | None]:
         ("A='a\nb\nc'\nDATABASE_URL=a#SECRET\n", 4),
         ("A=1\n\nDATABASE_URL: SECRET\n", 3),
         ("A=1\n\nDATABASE_URL='it''SECRET'\n", 3),
-        ("A=1\nDATABASE_URL=x\n\nDIRECT_URL=`SECRET`\n", 4),
+        ("A=1\nDATABASE_URL=postgres://h:6543/d?pgbouncer=true\n\nDIRECT_URL=`SECRET`\n", 4),
         ("DATABASE_URL=x\nDATABASE_URL=a#SECRET\n", 2),
         ('A=1\nSMTP="SECRET\nDATABASE_URL="x"\n', 2),
         ("A=1\n\nDATABASE_URL=postgres://u:SECRET@${HOST}/d\n", 3),
@@ -110,8 +110,8 @@ def test_a_refusal_names_the_line_and_never_its_value(text: str, line: int) -> N
 
 
 def test_only_urls_are_looked_at() -> None:
-    text = "A=a#b\nB=`x`\nC: y\nD=\"\\t\"\nE=${A}\nPASSWORD='it''s'\nDATABASE_URL=x\nDIRECT_URL=y\n"
-    assert read_env_file(text, FILE) == {"DATABASE_URL": "x", "DIRECT_URL": "y"}
+    text = "A=a#b\nB=`x`\nC: y\nD=\"\\t\"\nE=${A}\nPASSWORD='it''s'\nDATABASE_URL=x\nF=y\n"
+    assert read_env_file(text, FILE) == {"DATABASE_URL": "x"}
 
 
 def test_an_empty_file_names_nothing() -> None:
@@ -242,6 +242,21 @@ def test_a_pooled_url_alone_is_refused_unless_allowed() -> None:
     with pytest.raises(Refused, match="DIRECT_URL"):
         choose({"DATABASE_URL": POOLED, "DIRECT_URL": " "}, FILE, {})
     assert choose({"DATABASE_URL": POOLED}, FILE, {}, allow_pooler=True).database.port == 6543
+
+
+def test_a_direct_url_that_is_pooled_itself_is_none() -> None:
+    both = {"DATABASE_URL": POOLED, "DIRECT_URL": POOLED.replace("6543", "6432")}
+    with pytest.raises(Refused, match="connection pooler"):
+        choose(both, FILE, {})
+    assert choose(both, FILE, {}, allow_pooler=True).database.port == 6543
+    assert choose(both | {"DATABASE_URL_UNPOOLED": URL}, FILE, {}).database.port == 5432
+
+
+@pytest.mark.parametrize("direct", ["${DATABASE_URL}", "postgres://u:p#x@h/d", "postgres://u:\udce4@h/d", '"unclosed'])
+def test_a_direct_url_is_read_only_where_it_is_used(direct: str) -> None:
+    assert read_env_file(f'DATABASE_URL="{URL}"\nDIRECT_URL={direct}\n', FILE) == {"DATABASE_URL": URL}
+    with pytest.raises(Refused, match=f"{FILE}:2"):
+        read_env_file(f'DATABASE_URL="{POOLED}"\nDIRECT_URL={direct}\n', FILE)
 
 
 def test_a_direct_url_in_the_environment_says_nothing_about_the_file() -> None:
