@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -177,11 +178,7 @@ class Desk:
     def at_work(self, task: str, wait: float) -> Iterator[None]:
         """Hold the backup folder's lock, the folder made and the remains of dead runs cleared."""
         folder = self.store.folder
-        if folder in (self.settings.root, "/"):
-            raise Refused(
-                f"{folder} cannot be the backup folder: it would be closed to everybody else.",
-                hint="set INVOKE_DB_BACKUPS to a folder of its own, as backups/postgres",
-            )
+        self._refuse_what_others_need(folder)
         with ExitStack() as stack:
             with self._usable(folder):
                 self.machine.make_folder(folder)
@@ -190,6 +187,17 @@ class Desk:
             for name in unfinished:
                 self.report.say(f"Cleared what an earlier run left of {name}, which it never finished.")
             yield
+
+    def _refuse_what_others_need(self, folder: str) -> None:
+        """Raise Refused where the backup folder is the repository, somebody's home or above one of them."""
+        # Of another machine's links nothing is known here.
+        real = os.path.normpath if self.machine.name else os.path.realpath
+        within = [self.settings.root] if self.machine.name else [self.settings.root, os.path.expanduser("~")]
+        if any(f"{real(each)}/".startswith(f"{real(folder).rstrip('/')}/") for each in within):
+            raise Refused(
+                f"{folder} cannot be the backup folder: it would be closed to everybody else.",
+                hint="set INVOKE_DB_BACKUPS to a folder of its own, as backups/postgres",
+            )
 
     def _tell_who(self, holder: lock.Holder) -> None:
         self.report.say(f"Waiting for the end of {holder.task}, at work since {holder.since}.")

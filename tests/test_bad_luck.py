@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from aftermath import Trial, holding, on_trial, processes, wait_until
-from conftest import Project, Ran, Server, missing
+from conftest import Project, Ran, Server, missing, slowly
 
 # pg_dump asks for the security labels when it has locked the tables, and waits for this lock for ever.
 HELD_DUMP = "lock table pg_seclabel in access exclusive mode"
@@ -148,6 +148,18 @@ def test_a_backup_folder_that_is_a_file(trial: Trial) -> None:
         ran = trial.project.inv(*task)
         assert ran.code in (1, 2), ran.err
         assert "Traceback" not in ran.err and "bug in" not in ran.err
+
+
+@pytest.mark.parametrize("word", ["..", *slowly("packages/..", "link", "~", "/")])
+def test_a_backup_folder_that_others_need(trial: Trial, word: str) -> None:
+    root = trial.project.path
+    home = root.parent / "home"
+    home.mkdir(mode=0o755)
+    (root / "link").symlink_to(root.parent)
+    modes = {path: path.stat().st_mode for path in (root, root.parent, home)}
+    env = {"INVOKE_DB_BACKUPS": word, "HOME": str(home)}
+    trial.fails("db.backup", env=env, code=2, says="cannot be the backup folder", tries="a folder of its own")
+    assert {path: path.stat().st_mode for path in modes} == modes
 
 
 def test_a_folder_below_a_file(trial: Trial) -> None:
