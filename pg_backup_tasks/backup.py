@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -202,14 +203,16 @@ def _git(desk: Desk) -> Git | None:
 
 
 def _how_to_restore(name: str, formats: list[Format], database: str) -> list[str]:
-    lines = [f"inv db.restore {name}"]
-    if Format.DUMP in formats:
-        lines.append(
-            f"createdb --template=template0 {database} && pg_restore --exit-on-error --dbname={database} {name}.dump"
-        )
-    if Format.SQL_GZ in formats:
-        lines.append(
-            f"createdb --template=template0 {database} && gunzip -c {name}.sql.gz | "
-            f"psql -X --set=ON_ERROR_STOP=1 --dbname={database}"
-        )
-    return lines
+    """Return how it comes back: with this tool, and without it from the first format of those that were made."""
+    into = shlex.quote(database)
+    loads = f"psql -X --set=ON_ERROR_STOP=1 --dbname={into}"
+    ways = {
+        Format.DUMP: f"pg_restore --exit-on-error --dbname={into} {name}.dump",
+        Format.TAR: f"pg_restore --exit-on-error --dbname={into} {name}.tar",
+        Format.SQL_GZ: f"gunzip -c {name}.sql.gz | {loads}",
+        Format.SQL: f"{loads} --file={name}.sql",
+    }
+    first = [f for f in (Format.DUMP, Format.TAR) if f in formats][:1]
+    plain = [f for f in (Format.SQL_GZ, Format.SQL) if f in formats][:1]
+    creates = f"createdb --template=template0 {into}"
+    return [f"inv db.restore {name}", *(f"{creates} && {ways[f]}" for f in first + plain)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
+import subprocess
 
 import pytest
-from conftest import Project, Server
+from conftest import Project, Server, clean_environ, slowly
 
 SMALL = """
 create table guests (id int primary key, name text);
@@ -35,6 +37,26 @@ def test_five_files_checked_and_described(ready: Project, server: Server, databa
     assert info["description"] == "before v2"
     assert info["database"]["name"] == database
     assert ready.hidden_files() == []
+
+
+@pytest.mark.parametrize("formats", ["tar,sql", *slowly("dump,tar,sql,sql.gz")])
+def test_the_lines_that_say_how_to_restore_do_it(project: Project, server: Server, database: str, formats: str) -> None:
+    name = f"{database}'s $HOME"
+    server.sql(f'create database "{name}"')
+    try:
+        server.sql(SMALL, name)
+        project.use(server.url(name))
+        info = project.inv("db.backup", "--formats", formats, "--json").json
+        ours, *without = info["restore"]
+        assert (ours, len(without)) == (f"inv db.restore {info['name']}", 2)
+        path = f"{server.embedded.bin}{os.pathsep}{os.environ['PATH']}"
+        env = {**clean_environ(), **server.embedded.environment(), "PATH": path}
+        for line in without:
+            server.sql(f'drop database "{name}" with (force)')
+            subprocess.run(["sh", "-c", line], cwd=project.backups, env=env, check=True, capture_output=True)
+            assert server.sql('select count(*) from "Bar Back"."Größe"', name) == "7"
+    finally:
+        server.sql(f'drop database if exists "{name}" with (force)')
 
 
 def test_only_the_owner_may_look(ready: Project) -> None:
