@@ -17,9 +17,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from pg_backup_tasks import signals
 from pg_backup_tasks.embedded import EmbeddedServer
 from pg_backup_tasks.errors import Failed
-from pg_backup_tasks.signals import interruptible
 
 NAME = "happy_bar"
 _WIDTH = 80
@@ -81,7 +81,7 @@ def tell(root: Path) -> int:
     """
     console = _console()
     temporary = tempfile.TemporaryDirectory(prefix="happy-bar-")
-    with interruptible(), temporary as project, EmbeddedServer() as server:
+    with signals.interruptible(), temporary as project, EmbeddedServer() as server:
         code = _Story(root, Path(project), server, console).tell()
     if code == 0:
         console.print(
@@ -220,6 +220,8 @@ class _Story:
             encoding="utf-8",
             check=False,
         )
+        # A terminal's Ctrl-C reached it as well.
+        signals.check()
         if done.returncode:
             raise Failed(f"{tool} failed in the demo's database: {done.stderr.strip()}")
         return done.stdout

@@ -22,6 +22,7 @@ from .units import listed, size
 
 _MARGIN = 1.1
 _SMALLEST_ROOM = 1 << 20
+_OF_A_HOOK = "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_COMMON_DIR GIT_OBJECT_DIRECTORY"
 _TAR_TEMPORARY = "/tmp"  # noqa: S108 - pg_dump's choice (tmpfile), not ours
 # What a table's bytes on the server become: text is a little smaller than pages, and packs to a third.
 _SHARE = {Format.SQL: 1.0, Format.TAR: 1.0, Format.DUMP: 0.4, Format.SQL_GZ: 0.4}
@@ -194,11 +195,12 @@ def _document(
 
 
 def _git(desk: Desk) -> Git | None:
-    root = desk.settings.root
-    commit = desk.machine.run(Command(("git", "-C", root, "rev-parse", "--verify", "-q", "HEAD")))
+    # Within a hook they name the repository that is committed to, whatever folder git is pointed at.
+    git = ("sh", "-c", f'unset {_OF_A_HOOK}; exec git "$@"', "git", "-C", desk.settings.root)
+    commit = desk.machine.run(Command((*git, "rev-parse", "--verify", "-q", "HEAD")))
     if commit.code:
         return None
-    branch = desk.machine.run(Command(("git", "-C", root, "symbolic-ref", "-q", "--short", "HEAD")))
+    branch = desk.machine.run(Command((*git, "symbolic-ref", "-q", "--short", "HEAD")))
     return Git(commit.out.strip(), branch.out.strip())
 
 

@@ -37,6 +37,13 @@ def lines(rows: Sequence[Row], width: int, *, coloured: bool) -> Iterator[str]:
             yield f"{begin}{line}{end}" if coloured and begin else line
 
 
+def width(rows: Sequence[Row], without: str) -> int:
+    """Return how wide a table is at least, its gaps included, the column *without* left out but for its gap."""
+    *fixed, last = zip(*(row.cells for row in rows), strict=True)
+    widths = [max(map(_cells, column)) for column in fixed if column[0] != without]
+    return sum(widths) + len(_GAP) * len(fixed) + min(_NARROWEST, max(map(_cells, last)))
+
+
 def _fold(text: str, room: int) -> list[str]:
     return [text] if _cells(text) <= room else textwrap.wrap(text, room) or [""]
 

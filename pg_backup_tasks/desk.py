@@ -145,8 +145,14 @@ class Desk:
     @cached_property
     def tools(self) -> list[Tools]:
         """Every set of client tools on the machine."""
-        extra = [self.settings.under_root(self.settings.pg_bin)] if self.settings.pg_bin else []
-        return postgres.parse_tools(self.machine.tools([*extra, *self.more_tools()]))
+        own = self.settings.under_root(self.settings.pg_bin) if self.settings.pg_bin else ""
+        found = postgres.parse_tools(self.machine.tools([*filter(None, [own]), *self.more_tools()]))
+        if own and own not in (tools.folder for tools in found):
+            raise Refused(
+                f"{own}, which the setting pg_bin names, has no psql, pg_dump and pg_restore in it.",
+                hint="leave INVOKE_DB_PG_BIN out, and they are looked for",
+            )
+        return found
 
     @contextmanager
     def connect(self, database: Database) -> Iterator[Connection]:

@@ -20,7 +20,7 @@ from . import columns, hiding, signals
 from .columns import Row
 from .errors import Failed, Refused, TaskError
 from .model import Format, Mode
-from .units import duration, listed, short_age, size
+from .units import counted, duration, listed, short_age, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +35,11 @@ if TYPE_CHECKING:
     from .store import Backup
     from .verify import Verdict
 
-# What else stands in its line then still fits into 80 columns.
+# So much of a database's name is shown, less where the rest of the line needs the room.
 _LONGEST_NAME = 18
+_SHORTEST_NAME = 8
+_WIDTH = 80
+_DUMB = ("dumb", "unknown")
 _LOG_BYTES = 1 << 20
 _LOGS_KEPT = 5
 _LINE_EVERY = 30.0
@@ -92,7 +95,7 @@ class Report:
     def gauge(self, title: str, expected: Mapping[str, int]) -> Iterator[Gauge]:
         if self._quiet:
             yield _Silence()
-        elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        elif sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in _DUMB:
             with _progress() as progress:
                 yield _Bars(progress, title, expected)
         else:
@@ -204,7 +207,7 @@ class Report:
             self._print(f"{backup.folder}/{backup.name}")
             self._print(f"  {files}")
             self._print(
-                f"  {len(backup.info.tables)} tables, {rows:,} rows, one snapshot, checked, "
+                f"  {counted(len(backup.info.tables), 'table')}, {counted(rows, 'row')}, one snapshot, checked, "
                 f"in {duration(backup.info.seconds)}"
             )
 
@@ -242,7 +245,8 @@ class Report:
         elif not self._quiet:
             kept = len(shelf.fates) - len(going)
             self._print(
-                f"{verb} {len(going)} of {len(shelf.fates)} backups, {size(sum(b.bytes for b in going))}; {kept} stay."
+                f"{verb} {len(going)} of {counted(len(shelf.fates), 'backup')}, {size(sum(b.bytes for b in going))}; "
+                f"{counted(kept, 'stays', 'stay')}."
             )
         if dry_run:
             self._insist()
@@ -498,6 +502,8 @@ def _shelf(backups: list[Backup], now: datetime, *, numbered: bool = False) -> l
         age = short_age((now - backup.created_at).total_seconds()) if backup.created_at else "?"
         cells = (backup.name, age, size(backup.bytes), _database(backup), _files(backup), _state(backup, now))
         rows.append(Row(cells, alarming=not backup.complete))
+    longest = max(_SHORTEST_NAME, min(_LONGEST_NAME, _WIDTH - columns.width(rows, without="DATABASE")))
+    rows[1:] = [Row((*r.cells[:3], _shortened(r.cells[3], longest), *r.cells[4:]), r.alarming) for r in rows[1:]]
     numbers = ["#", *map(str, range(1, len(rows)))]
     return [Row((n, *row.cells), row.alarming) for n, row in zip(numbers, rows, strict=True)] if numbered else rows
 
@@ -521,12 +527,18 @@ def _fates(shelf: Shelf) -> list[Row]:
 
 def _database(backup: Backup) -> str:
     name = backup.info.database.name if backup.info else "?"
-    shown = "".join(c if c.isprintable() else "?" for c in name)
-    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def _shortened(name: str, longest: int) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _files(backup: Backup) -> str:
-    return "all 4" if len(backup.sizes) == len(Format) else " ".join(f.value for f in backup.sizes)
+    lacking = [f.value for f in Format if f not in backup.sizes]
+    if len(lacking) == 1:
+        return f"no {lacking[0]}"
+    return " ".join(f.value for f in backup.sizes) if lacking else f"all {len(Format)}"
 
 
 def _state(backup: Backup, now: datetime) -> str:

@@ -82,6 +82,8 @@ def load(tree: Mapping[str, Any], environ: Mapping[str, str], cwd: Path, prefix:
     values = _check({k: v for k, v in given.items() if k not in ours}, "the db settings") | ours
     settings = Settings(**values)
     root = Path(settings.root).expanduser() if settings.root else find_root(cwd)
+    if not root.is_dir():
+        raise Refused(f"The setting root names no folder: {root}.", hint="leave it out, and it is found")
     return Settings(**values | {"root": str(root.resolve())})
 
 

@@ -93,7 +93,8 @@ def _redo(desk: Desk, server: Connection, change: Change, database: Database) ->
         present = catalog.present(connection.session)
         looking.refuse_what_would_be_lost(database, present)
         now, _ = catalog.describe(connection.session, database)
-    desk.report.say(f"Into     {database}: {present.tables} tables, {units.size(present.bytes)}, kept aside for a redo")
+    what = f"{units.counted(present.tables, 'table')}, {units.size(present.bytes)}"
+    desk.report.say(f"Into     {database}: {what}, kept aside for a redo")
     before = switching.free_name(desk, server, database.name)
     return switching.begun(desk, database, _TASK, change.backup, present, "swap", before, now.comment)
 

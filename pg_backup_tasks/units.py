@@ -15,6 +15,11 @@ def size(bytes_: int) -> str:
     return f"{value:.1f} TB"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number and what it counts: 1 table, 2 tables."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def duration(seconds: float) -> str:
     """Return a duration as people read it: 0.4 s, 12 s, 3 min 20 s."""
     if seconds < 10:

@@ -7,6 +7,7 @@ self=$(readlink -f -- "$0")
 usage() {
     cat <<'END'
 Usage: scripts/pg-restore.sh <file>... [--force] [--data-only | --schema-only] [--clean]
+                             [--confirm <database>]
 
 Restores a backup into the database, after asking. Several files of one backup count as one.
 
@@ -14,6 +15,7 @@ Restores a backup into the database, after asking. Several files of one backup c
   --data-only     rows only: the schema stays as it is
   --schema-only   structure only, no rows
   --clean         drop existing objects first; a full restore does so anyway
+  --confirm NAME  the name of the database, where that is protected
   --help          show this and exit
 
 The same with more choices: scripts/inv --help db.restore
@@ -92,8 +94,16 @@ while [ "$count" -gt 0 ]; do
     shift
     case $arg in
         '') continue ;;
-        --force | --data-only | --schema-only | --clean)
+        --force | --data-only | --schema-only | --clean | --confirm=*)
             set -- "$@" "$arg"
+            continue
+            ;;
+        --confirm)
+            [ "$count" -gt 0 ] || refuse "--confirm needs the database's name." "scripts/pg-restore.sh --help"
+            name=$1
+            count=$((count - 1))
+            shift
+            set -- "$@" "--confirm=$name"
             continue
             ;;
         -*) refuse "Unknown option: $arg" "scripts/pg-restore.sh --help; a file of that name is ./$arg" ;;

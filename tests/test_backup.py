@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import Project, Server, clean_environ, slowly
@@ -108,3 +109,17 @@ def test_the_migrations_applied_are_in_its_info(
     done = ready.inv("db.backup", "--json", "--formats", "dump")
     assert done.code == 0, done.err
     assert done.json["migrations"] == applied
+
+
+def test_the_commit_is_the_projects_also_within_a_hook(ready: Project, tmp_path: Path) -> None:
+    commits = []
+    for folder in (ready.path, tmp_path / "other"):
+        folder.mkdir(exist_ok=True)
+        git = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x"]
+        for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", folder.name]):
+            subprocess.run([*git, *words], check=True, env=clean_environ())
+        asked = subprocess.run([*git, "rev-parse", "HEAD"], check=True, env=clean_environ(), capture_output=True)
+        commits.append(asked.stdout.decode().strip())
+    hook = {"GIT_DIR": str(tmp_path / "other" / ".git"), "GIT_WORK_TREE": str(tmp_path / "other")}
+    info = ready.inv("db.backup", "--formats", "sql", "--json", env=hook).json
+    assert info["git"]["commit"] == commits[0]

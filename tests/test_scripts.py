@@ -105,6 +105,12 @@ def test_unknown_options_are_refused(doors: Path, script: str, option: str) -> N
     assert err.startswith(f"Unknown option: {option}\nTry: ")
 
 
+def test_a_confirm_without_a_name_is_refused(doors: Path) -> None:
+    code, out, err = run(doors / "pg-restore.sh", "name", "--confirm")
+    assert (code, out) == (2, "")
+    assert "Try: " in err
+
+
 def test_backup_refuses_a_description_without_quotes(doors: Path) -> None:
     code, out, err = run(doors / "pg-backup.sh", "production", "Before", "v2")
     assert (code, out) == (2, "")
@@ -138,6 +144,8 @@ def shelf(tmp_path: Path) -> Path:
         (["--data-only", "mine.dump", "--force"], ["./mine.dump", "--data-only", "--force"]),
         (["mine.dump", "--schema-only", "mine.dump"], ["./mine.dump", "--schema-only"]),
         (["latest"], ["latest"]),
+        (["latest", "--confirm", "bar"], ["latest", "--confirm=bar"]),
+        (["--confirm=bar", "mine.dump", "--force"], ["./mine.dump", "--confirm=bar", "--force"]),
         (["no/such_*.dump"], ["no/such_*.dump"]),
         (["backup_manual_latest.dump"], ["./backup_manual_latest.dump"]),
         (["backup_manual_20260101_000009.info"], ["./backup_manual_20260101_000009.info"]),

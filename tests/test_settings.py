@@ -213,3 +213,8 @@ def test_relative_paths_start_at_the_root(tmp_path: Path, monkeypatch: pytest.Mo
 def test_every_setting_has_a_sentence_in_the_readme() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert [name for name in FIELDS if f"| `{name}` |" not in readme] == []
+
+
+def test_a_root_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=f"names no folder: {tmp_path}/typo"):
+        load({}, {"INVOKE_DB_ROOT": f"{tmp_path}/typo"}, tmp_path)
