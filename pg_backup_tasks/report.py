@@ -253,13 +253,16 @@ class Report:
 
     def verdicts(self, verdicts: list[Verdict]) -> None:
         """Show what `db.verify` found."""
-        if self._as_json:
-            self.document({"backups": [_judged(v) for v in verdicts]})
-            return
         for verdict in verdicts:
             for line in _verdict_lines(verdict):
                 self.note(line)
-                self._print(self._clean(line))
+                if not self._as_json:
+                    self._print(self._clean(line))
+        if self._as_json:
+            self.document({"backups": [_judged(v) for v in verdicts]})
+        if hint := _way_out(verdicts):
+            self._out.flush()
+            print(self._clean(f"Try: {hint}"), file=_stderr())
 
     def migrated(self, verdict: Outcome) -> None:
         """Show how a migration ended: what was applied, what differs, and what to do where it is left open."""
@@ -582,6 +585,15 @@ def _judged(verdict: Verdict) -> dict[str, Any]:
         "restored": as_json(verdict.restored) if verdict.restored else None,
         "untestable": verdict.untestable,
     }
+
+
+def _way_out(verdicts: list[Verdict]) -> str:
+    """Return what there is to try where a backup is not healthy, nothing where all are."""
+    if all(v.ok for v in verdicts):
+        return ""
+    whole = [f"{v.name} is the newest that is whole" for v in verdicts if v.ok][:1]
+    others = ["inv db.verify all says which others are whole"] if len(verdicts) == 1 else []
+    return "; ".join([*whole, *others, "inv db.backup takes a new one"])
 
 
 def _verdict_lines(verdict: Verdict) -> Iterator[str]:

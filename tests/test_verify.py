@@ -152,6 +152,9 @@ def test_damage_is_told_with_exit_code_3(shelf: Shelf, format_: str) -> None:
     assert said.code == 3
     assert f"{shelf.name}: NOT HEALTHY" in said.out
     assert problem in said.out
+    assert said.err.splitlines()[-1] == (
+        "Try: inv db.verify all says which others are whole; inv db.backup takes a new one"
+    )
 
 
 def test_without_checksums_what_can_be_found_is_found(shelf: Shelf) -> None:
@@ -245,6 +248,7 @@ def test_all_of_them_and_the_bad_one_named(shelf: Shelf) -> None:
     said = shelf.project.inv("db.verify", "all")
     assert f"{second}: whole" in said.out
     assert f"{shelf.name}: NOT HEALTHY" in said.out
+    assert f"Try: {second} is the newest that is whole; inv db.backup takes a new one" in said.err
 
 
 def test_the_latest_is_verified_whole_or_not_and_restored_only_whole(shelf: Shelf) -> None:
