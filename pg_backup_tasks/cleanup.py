@@ -8,6 +8,7 @@ from datetime import datetime
 
 from . import retention, switching
 from .desk import Desk
+from .errors import Failed
 from .model import BackupName
 from .retention import Candidate, Fate, Only
 from .store import Backup
@@ -38,12 +39,14 @@ class Shelf:
 
 
 def look(desk: Desk, order: Order) -> Shelf:
-    """Return what would be kept and what removed."""
+    """Return what would be kept and what removed; what has been begun to be removed goes whatever the rules are now."""
     backups = {b.name: b for b in desk.store.backups(order.type)}
     warn_of_damaged(desk, backups.values())
     needed = _needed(desk)
+    begun = desk.store.begun()
     candidates = [
-        Candidate(name, backup.complete, needed.get(backup.name, ""))
+        # One that has its .info still had not been touched.
+        Candidate(name, backup.complete, needed.get(backup.name, ""), backup.name in begun and not backup.has_info)
         for backup in backups.values()
         if (name := BackupName.parse(backup.name))
     ]
@@ -53,16 +56,34 @@ def look(desk: Desk, order: Order) -> Shelf:
 
 
 def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
-    """Show every backup's fate, then remove what no rule keeps. Raises TaskError; then no half of one looks whole."""
+    """Show every backup's fate, then remove what no rule keeps. Raises TaskError; then no half of one looks whole.
+
+    What cannot be removed keeps nothing else from going, and nothing aside from expiring.
+    """
+    stuck: Failed | None = None
     with desk.at_work("db.cleanup", order.wait):
-        for name in desk.store.end_removal():
-            desk.report.say(f"Cleared what an earlier cleanup had left of {name}.")
         switching.tell(desk)
         shelf = look(desk, order)
         show(shelf)
-        desk.store.remove(shelf.going)
+        _note(desk, shelf)
+        try:
+            desk.store.remove(shelf.going)
+        except Failed as error:
+            stuck = error
         switching.expire(desk)
+    if stuck:
+        raise stuck
     return shelf
+
+
+def _note(desk: Desk, shelf: Shelf) -> None:
+    """Write to the log what goes and why: of a run by cron it is the only trace."""
+    by_reason: dict[str, list[str]] = {}
+    for fate in shelf.fates:
+        if not fate.kept:
+            by_reason.setdefault(", ".join(fate.reasons), []).append(str(fate.name))
+    for reason, going in by_reason.items():
+        desk.report.note(f"removing ({reason}): {', '.join(going)}")
 
 
 def warn_of_damaged(desk: Desk, backups: Iterable[Backup]) -> None:

@@ -12,8 +12,8 @@ from invoke.exceptions import Exit
 from invoke.tasks import task as task_
 
 from . import settings as settings_
-from .errors import Refused
-from .running import Run, Wary, each, told
+from .errors import Failed, Refused, TaskError
+from .running import Run, Wary, each, sentence, told
 
 if TYPE_CHECKING:
     from .cleanup import Shelf
@@ -57,17 +57,28 @@ def _take(run: Run, type_: str, description: str, formats: str, wait: str, *, cl
     told = os.fsencode(description).decode("utf-8", "replace")
     order = workflow.Order(parse_type(type_), told, parse_formats(formats), _seconds(wait))
     if run.dry:
-        run.report.planned(workflow.plan(run.desk, order))
+        then = " Then would remove the backups that no rule keeps: inv --dry db.cleanup shows which." if cleanup else ""
+        run.report.planned(workflow.plan(run.desk, order) + then)
         return None
     taken = workflow.take(run.desk, order)
-    run.report.taken(taken, _clean_after(run, order.wait) if cleanup else None)
+    run.report.took(taken)
+    run.report.taken(taken, _clean_after(run, taken, order.wait) if cleanup else None)
     return taken.info
 
 
-def _clean_after(run: Run, wait: float) -> Shelf:
+def _clean_after(run: Run, taken: Backup, wait: float) -> Shelf:
+    """Clean up after a backup; whatever goes wrong now, nobody must believe that there is none."""
     from . import cleanup as workflow
+    from . import signals
 
-    return workflow.clean(run.desk, workflow.Order(wait=wait), run.report.fates)
+    signals.reopen()
+    try:
+        return workflow.clean(run.desk, workflow.Order(wait=wait), run.report.fates)
+    except TaskError as error:
+        message = f"{taken.name} was taken; the cleanup after it failed: {error.message}"
+        raise TaskError(message, hint=error.hint, code=error.code) from None
+    except OSError as error:
+        raise Failed(f"{taken.name} was taken; the cleanup after it failed: {sentence(error)}") from None
 
 
 @task(

@@ -88,7 +88,7 @@ class Desk:
     @cached_property
     def store(self) -> Store:
         """The backup folder."""
-        return Store(self.machine, self.settings.under_root(self.settings.backups))
+        return Store(self.machine, self.settings.under_root(self.settings.backups), self.clock, self.report.warn)
 
     def find(self, word: str, *, whole: bool = True) -> Backup:
         """Return the backup that BACKUP means; `latest` is a *whole* one, else the newest that was ever finished."""

@@ -173,5 +173,6 @@ def _remove_older(home: Desk, chosen: Backup) -> None:
     """Make way for a backup that lies here in fewer formats, or damaged."""
     if home.store.by_name(chosen.name):
         files = [e.name for e in home.machine.entries(home.store.folder, f"{chosen.name}.") or []]
-        first = f"{chosen.name}{INFO}"
-        home.machine.remove(*(f"{home.store.folder}/{file}" for file in sorted(files, key=lambda f: f != first)))
+        # Without its .info no half of it looks whole.
+        home.machine.remove(f"{home.store.folder}/{chosen.name}{INFO}")
+        home.machine.remove(*(f"{home.store.folder}/{file}" for file in files))

@@ -294,11 +294,13 @@ class Here:
 
     def remove(self, *paths: str) -> None:
         if len(paths) < _WORTH_SHARING:
-            _unlink(paths)
-            return
-        # Each waits for the disk most of the time.
-        with ThreadPoolExecutor(_REMOVERS) as removers:
-            list(removers.map(_unlink, [paths[first::_REMOVERS] for first in range(_REMOVERS)]))
+            errors = [_unlink(paths)]
+        else:
+            # Each waits for the disk most of the time.
+            with ThreadPoolExecutor(_REMOVERS) as removers:
+                errors = list(removers.map(_unlink, [paths[first::_REMOVERS] for first in range(_REMOVERS)]))
+        for error in filter(None, errors):
+            raise error
 
 
 def _pipe() -> tuple[int, int]:
@@ -321,10 +323,17 @@ def _entry(entry: os.DirEntry[str]) -> Entry:
     return Entry(entry.name, info.st_size, target, entry.is_file(follow_symlinks=False))
 
 
-def _unlink(paths: Sequence[str]) -> None:
+def _unlink(paths: Sequence[str]) -> OSError | None:
+    """Remove what can be removed; return what was wrong with the first that could not be."""
+    first = None
     for path in paths:
-        with suppress(FileNotFoundError):
+        try:
             os.unlink(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            first = first or error
+    return first
 
 
 def _size(path: str) -> int:

@@ -257,7 +257,10 @@ class Machine(Protocol):
         ...
 
     def remove(self, *paths: str) -> None:
-        """Remove files or links, in this order; one that is gone is fine."""
+        """Remove files or links; one that is gone is fine.
+
+        One that cannot be removed keeps none of the others here; what was wrong is raised in the end.
+        """
         ...
 
     def cancel(self) -> None:

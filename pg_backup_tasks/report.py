@@ -191,12 +191,14 @@ class Report:
         """Write what only a developer can use to the log."""
         self.note(text)
 
+    def took(self, backup: Backup) -> None:
+        """Write to the log that a backup has been taken, whatever comes after it."""
+        self.note(f"took {backup.name}: {_sizes(backup)}")
+
     def taken(self, backup: Backup, cleaned: Shelf | None = None) -> None:
         """Show a backup that has just been taken, and what was *cleaned* after it."""
         assert backup.info
-        files = ", ".join(f"{f.extension} {size(s)}" for f, s in backup.sizes.items())
         rows = sum(backup.info.tables.values())
-        self.note(f"took {backup.name}: {files}")
         if self._as_json:
             from .info import as_json
 
@@ -205,7 +207,7 @@ class Report:
             self.document(as_json(backup.info) | {"path": path} | cleanup)
         elif not self._quiet:
             self._print(f"{backup.folder}/{backup.name}")
-            self._print(f"  {files}")
+            self._print(f"  {_sizes(backup)}")
             self._print(
                 f"  {counted(len(backup.info.tables), 'table')}, {counted(rows, 'row')}, one snapshot, checked, "
                 f"in {duration(backup.info.seconds)}"
@@ -239,7 +241,7 @@ class Report:
     def cleaned(self, shelf: Shelf, *, dry_run: bool) -> None:
         """Show what a cleanup did, or would do."""
         going, verb = shelf.going, "Would remove" if dry_run else "Removed"
-        self.note(f"{verb} {', '.join(b.name for b in going) or 'nothing'}")
+        self.note(f"{verb} {len(going)} of {len(shelf.fates)} backups")
         if self._as_json:
             self.document(as_document(shelf) | {"dry_run": dry_run})
         elif not self._quiet:
@@ -542,6 +544,10 @@ def _files(backup: Backup) -> str:
     if len(lacking) == 1:
         return f"no {lacking[0]}"
     return " ".join(f.value for f in backup.sizes) if lacking else f"all {len(Format)}"
+
+
+def _sizes(backup: Backup) -> str:
+    return ", ".join(f"{f.extension} {size(s)}" for f, s in backup.sizes.items())
 
 
 def _state(backup: Backup, now: datetime) -> str:

@@ -13,9 +13,10 @@ from itertools import groupby, islice
 from typing import Any
 
 from .errors import Refused
-from .model import BY_TIME, BackupName
+from .model import BY_TIME, BackupName, parse_type
 
 EVERY_TYPE = "all"
+_MOST = 999_999
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,15 @@ class Only:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backup as the plan sees it; *needed* says what for it must stay, empty if for nothing."""
+    """A backup as the plan sees it; *needed* says what for it must stay, empty if for nothing.
+
+    Of one that is *begun* some files are removed already.
+    """
 
     name: BackupName
     whole: bool
     needed: str = ""
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,15 +91,35 @@ def policies(settings: Mapping[str, Mapping[str, Any]]) -> Callable[[str], Polic
         for key, value in given.items():
             if key not in known:
                 raise Refused(f"The retention of {type_} has no {key!r}.", hint=", ".join(sorted(known)))
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise Refused(f"{key} in the retention of {type_} must be a whole number, 0 or more.", hint=f"{key}: 7")
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
+                raise Refused(
+                    f"{key} in the retention of {type_} must be a whole number from 0 to {_MOST}.", hint=f"{key}: 7"
+                )
+    by_type = _by_type(settings)
 
     def of(type_: str) -> Policy:
-        return replace(USUAL.get(type_, Policy()), **{**settings.get(EVERY_TYPE, {}), **settings.get(type_, {})})
+        return replace(USUAL.get(type_, Policy()), **{**by_type.get(EVERY_TYPE, {}), **by_type.get(type_, {})})
 
-    for type_ in {*settings, *USUAL}:
+    for type_ in {*by_type, *USUAL}:
         of(type_)
     return of
+
+
+def _by_type(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the setting by the types as they are stored: what is said of a type that cannot be would keep nothing."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for key, given in settings.items():
+        try:
+            type_ = key if key == EVERY_TYPE else parse_type(key)
+        except Refused:
+            raise Refused(
+                f"The retention names {key!r}, which cannot be a backup type.",
+                hint="lower-case letters, digits and _; or all, for every type",
+            ) from None
+        if type_ in found:
+            raise Refused(f"The retention names {type_} twice, with - and with _.", hint=f"only {type_}")
+        found[type_] = given
+    return found
 
 
 def plan(candidates: Iterable[Candidate], of: Callable[[str], Policy], now: datetime, only: Only) -> list[Fate]:
@@ -107,7 +132,10 @@ def plan(candidates: Iterable[Candidate], of: Callable[[str], Policy], now: date
 
 
 def _of_one_type(found: Sequence[Candidate], policy: Policy, now: datetime, only: Only) -> Iterator[Fate]:
-    newest_first = sorted(found, key=lambda c: BY_TIME(c.name), reverse=True)
+    for candidate in found:
+        if candidate.begun:
+            yield Fate(candidate.name, False, ("an earlier cleanup had begun to",))
+    newest_first = sorted((c for c in found if not c.begun), key=lambda c: BY_TIME(c.name), reverse=True)
     future = [c for c in newest_first if c.name.at > now]
     past = [c for c in newest_first if c.name.at <= now]
     whole = [c for c in past if c.whole]

@@ -68,7 +68,11 @@ def _refuse_broken_file(tree: dict[str, Any], folder: Path) -> None:
         folder = folder.parent
     kind = _Fabrics if "fabric" in sys.modules else Config
     config = kind(defaults=kind.global_defaults() | tree, project_location=folder, lazy=True)
-    places = {"/etc/": config.load_system, f"{Path.home()}/.": config.load_user, f"{folder}/": config.load_project}
+    places = {
+        "/etc/": config.load_system,
+        os.path.expanduser("~/."): config.load_user,
+        f"{folder}/": config.load_project,
+    }
     for place, load in places.items():
         try:
             load()
@@ -205,7 +209,7 @@ def _telling(c: Context, *, json: bool, quiet: bool) -> Iterator[tuple[Settings,
     except Exit:
         raise
     except OSError as error:
-        report.error(Failed(_sentence(error)))
+        report.error(Failed(sentence(error)))
         raise Exit(code=1) from None
     except Exception as error:  # noqa: BLE001 - a traceback belongs into the log
         import traceback
@@ -228,7 +232,8 @@ def _refuse_stray_words() -> None:
         raise Refused("A bare -- hides what follows it.", hint="the same command without --")
 
 
-def _sentence(error: OSError) -> str:
+def sentence(error: OSError) -> str:
+    """Return what the system says was wrong, and with which file."""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}."
 

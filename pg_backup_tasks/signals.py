@@ -101,6 +101,12 @@ def close() -> None:
         watch.closed = True
 
 
+def reopen() -> None:
+    """Let signals in again: what was worth finishing is finished, and something else begins."""
+    if watch := _mine():
+        watch.closed = False
+
+
 def ignore() -> None:
     """Let nothing in any more, nor raise what has come in: what is left to do must be done whatever comes."""
     if watch := _mine():

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import PurePosixPath
 
 from . import info as info_
-from .errors import Refused
+from .errors import Failed, Refused
 from .info import Info
 from .machine import CommandError, Entry, Machine
 from .model import ALL_FORMATS, BY_TIME, INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
+from .units import listed
 
 PARTIAL = ".partial_"
 FETCHING = ".fetching"
 _CLEARED = ".cleared_"
 _REMOVING = ".removing"
 _MOST_LINKS = 8
-# What a run that dies while it writes leaves of an .info, or of its own notes.
-_TEMPORARY = re.compile(r"\.(?:backup_.*|\.(?:removing|undo\.json|migrations\.json|restoring\.(?:json|list)))\.new")
+# Clocks of two machines differ; what is dated later than that is not the latest of anything.
+_SKEW = timedelta(hours=1)
+_LATEST = re.compile(r"backup_(?P<type>[a-z0-9_]+)_latest(?P<extension>\.(?:dump|tar|sql|sql\.gz|info))")
+# What a run that dies while it writes leaves of a backup's file or link, or of its own notes.
+_TEMPORARY = re.compile(r"\.(?P<file>.*)\.new")
+_NOTES = re.compile(r"\.(?:removing|undo\.json|migrations\.json|restoring\.(?:json|list))")
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class Store:
 
     machine: Machine
     folder: str
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    warn: Callable[[str], None] = lambda _: None
 
     def backups(self, type_: str | None = None) -> list[Backup]:
         """Return the backups in the folder, newest first, perhaps of one type only."""
@@ -160,12 +167,29 @@ class Store:
         return backups
 
     def _latest(self, type_: str | None, broken: Callable[[Backup], bool]) -> Backup:
-        for backup in self.backups(type_):
-            # Whoever restores once more means what was restored, not what it replaced.
-            if (type_ or backup.type != SAFETY) and (backup.complete or broken(backup)):
+        # Whoever restores once more means what was restored, not what it replaced.
+        past, future = self._dated([b for b in self.backups(type_) if type_ or b.type != SAFETY])
+        for backup in (*past, *future):
+            if backup.complete or broken(backup):
+                if future and backup not in future:
+                    self.warn(f"{future[0].name} is dated in the future; the latest is taken to be {backup.name}.")
                 return backup
         of_type = f" of type {type_}" if type_ else ""
         raise Refused(f"There is no whole backup{of_type} in {self.folder}.", hint="inv db.list")
+
+    def _newest(self, newest_first: Iterable[Backup]) -> Backup | None:
+        """Return the newest that is whole; one that is dated in the future only where there is no other."""
+        past, future = self._dated(newest_first)
+        return next((b for b in (*past, *future) if b.complete), None)
+
+    def _dated(self, newest_first: Iterable[Backup]) -> tuple[list[Backup], list[Backup]]:
+        """Return the backups of the past, and those that are dated in the future."""
+        latest = self.clock() + _SKEW
+        past: list[Backup] = []
+        future: list[Backup] = []
+        for backup in newest_first:
+            (future if backup.created_at and backup.created_at > latest else past).append(backup)
+        return past, future
 
     def _by_path(self, path: str, links: int = 0) -> Backup | None:
         folder, filename = str(PurePosixPath(path).parent), PurePosixPath(path).name
@@ -242,7 +266,7 @@ class Store:
             name = BackupName.parse(entry.name.removeprefix(PARTIAL))
             if entry.name.startswith(PARTIAL) and name:
                 self._withhold(name)
-            elif _TEMPORARY.fullmatch(entry.name):
+            elif _is_temporary(entry):
                 self.machine.remove(f"{self.folder}/{entry.name}")
             elif entry.name == FETCHING:
                 self.machine.remove_tree(f"{self.folder}/{FETCHING}")
@@ -273,47 +297,88 @@ class Store:
     def remove(self, backups: Sequence[Backup]) -> None:
         """Remove these backups, each as a whole; only under the lock.
 
-        Dying in between leaves none that looks whole, and the next removal ends what this has begun.
+        Dying in between leaves none that looks whole, and what has been begun is remembered. Raises Failed for what
+        cannot be removed, once everything else is.
         """
-        if not backups:
-            return
         backups = sorted(backups, key=lambda b: str(b.created_at))  # what dies early leaves the newer ones
         names = {b.name for b in backups}
-        self.machine.write(f"{self.folder}/{_REMOVING}", json.dumps(sorted(names), indent=0).encode())
-        self._redirect({b.type for b in backups}, names)
-        self.machine.remove(*(b.info_path for b in backups))
+        others = self.begun() - names
+        self._redirect(names)
+        self._remember(names | others)
+        if not backups and not others:
+            return
+        trouble = self._attempt(b.info_path for b in backups)
         self.machine.flush([self.folder])
-        self.machine.remove(*(b.path(f) for b in backups for f in b.sizes))
-        self.machine.remove(f"{self.folder}/{_REMOVING}")
+        # One that cannot let go of its `.info` stays as it is.
+        kept = self._still_there(INFO) if trouble or others else set()
+        trouble = self._attempt(b.path(f) for b in backups for f in b.sizes if b.name not in kept) or trouble
+        left = self._still_there() if trouble or others else set()
+        self._remember((names | others) & left - kept)
+        if trouble:
+            stuck = names & left
+            raise Failed(
+                f"{len(stuck)} of {len(names)} backups could not be removed ({trouble}): {listed(sorted(stuck))}.",
+                hint="look who may remove these files; the next cleanup tries again",
+            )
 
-    def end_removal(self) -> list[str]:
-        """End the removal that a dead run had begun; return the backups it removes; only under the lock."""
+    def begun(self) -> set[str]:
+        """Return the names of the backups whose removal was begun and not ended."""
         try:
             found = json.loads(self.machine.read(f"{self.folder}/{_REMOVING}") or b"[]")
         except ValueError:
             found = []
-        begun = {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
-        # One that has its `.info` still had not been touched: whether it goes is decided anew.
-        halves = [b for b in self.backups() if b.name in begun and not b.has_info] if begun else []
-        self.machine.remove(*(b.path(f) for b in halves for f in b.sizes), f"{self.folder}/{_REMOVING}")
-        return [b.name for b in halves]
+        return {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
 
-    def _redirect(self, types: set[str], gone: set[str]) -> None:
-        """Let no link to the latest backup of these types point at one of those that go."""
+    def _remember(self, begun: set[str]) -> None:
+        """Note whose removal is begun and not ended."""
+        path = f"{self.folder}/{_REMOVING}"
+        if begun:
+            self.machine.write(path, json.dumps(sorted(begun), indent=0).encode())
+        else:
+            self.machine.remove(path)
+
+    def _attempt(self, paths: Iterable[str]) -> str:
+        """Remove files; return what was wrong with the first that could not be, or nothing."""
+        try:
+            self.machine.remove(*paths)
+        except (OSError, CommandError) as error:
+            return str(error.strerror if isinstance(error, OSError) else error.message)
+        return ""
+
+    def _still_there(self, extension: str = "") -> set[str]:
+        """Return the names of which there is a file, perhaps of one extension only."""
+        parsed = (split_file(e.name) for e in self._entries() if e.is_file)
+        return {str(name) for name, found in filter(None, parsed) if found.endswith(extension)}
+
+    def _redirect(self, gone: set[str]) -> None:
+        """Let every link to the latest backup of a type point at one that is there and stays, or be gone."""
+        entries = self._entries("backup_")
+        there = {e.name for e in entries if e.is_file}
+        stale: dict[str, list[str]] = {}
+        for entry in entries:
+            link = _LATEST.fullmatch(entry.name) if entry.target is not None else None
+            if link and self._is_stale(entry.target or "", there, gone):
+                stale.setdefault(link["type"], []).append(link["extension"])
         steps: list[tuple[str, ...]] = []
-        for type_ in types:
-            links = {e.name: split_file(e.target) for e in self._entries(latest_link(type_, "")) if e.target}
-            dangling = {link for link, target in links.items() if target and str(target[0]) in gone}
-            if not dangling:
-                continue
-            newest = next((b for b in self.backups(type_) if b.complete and b.name not in gone), None)
-            for extension in _extensions():
-                if (link := latest_link(type_, extension)) in dangling:
-                    path = f"{self.folder}/{link}"
-                    file = f"{newest.name}{extension}" if newest and newest.has(extension) else ""
-                    steps.append(("link", file, path) if file else ("remove", path))
+        for type_, extensions in stale.items():
+            newest = self._newest([b for b in self.backups(type_) if b.name not in gone])
+            for extension in extensions:
+                path = f"{self.folder}/{latest_link(type_, extension)}"
+                file = f"{newest.name}{extension}" if newest and newest.has(extension) else ""
+                steps.append(("link", file, path) if file else ("remove", path))
         if steps:
             self.machine.publish(steps)
+
+    def _is_stale(self, target: str, there: set[str], gone: set[str]) -> bool:
+        """Whether a link has, or is about to have, nothing at its end. However it says where: only ours are judged."""
+        file = PurePosixPath(target).name
+        parsed = split_file(file)
+        if not parsed:
+            return False
+        if str(parsed[0]) in gone:
+            return True
+        # It may lead to another folder.
+        return file not in there and not self.machine.sizes([str(PurePosixPath(self.folder) / target)])[0]
 
 
 @dataclass(frozen=True)
@@ -374,6 +439,12 @@ class Staging:
 
 def _extensions() -> tuple[str, ...]:
     return (*(f.extension for f in Format), INFO)
+
+
+def _is_temporary(entry: Entry) -> bool:
+    match = _TEMPORARY.fullmatch(entry.name) if entry.is_file or entry.target is not None else None
+    file = match["file"] if match else ""
+    return bool(split_file(file) or _LATEST.fullmatch(file) or _NOTES.fullmatch(file))
 
 
 def _format(extension: str) -> Format | None:

@@ -372,8 +372,14 @@ class There:
         return None if done.code else done.out.removesuffix("\n")
 
     def remove(self, *paths: str) -> None:
+        trouble = None
         for first in range(0, len(paths), _READ_AT_ONCE):
-            self._ask(posix.REMOVE, *paths[first : first + _READ_AT_ONCE])
+            try:
+                self._ask(posix.REMOVE, *paths[first : first + _READ_AT_ONCE])
+            except (OSError, CommandError) as error:
+                trouble = trouble or error
+        if trouble:
+            raise trouble
 
 
 class _Raw(io.RawIOBase):

@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from benches import Bench
-from conftest import ROOT, Project, Server
+from conftest import ROOT, Project, Server, missing
 
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.journal import Change
@@ -234,8 +236,8 @@ def test_a_server_that_is_gone_keeps_nobody_from_cleaning(project: Project) -> N
 # Killed
 
 
-def killed_after(project: Project, steps: int) -> None:
-    """Run a cleanup that ends after so many of the machine's changes."""
+def killed_after(project: Project, steps: int) -> int:
+    """Run a cleanup that ends after so many of the machine's changes; return how it ended."""
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -250,10 +252,11 @@ def counted(method):
             left -= 1
             method(self, *((one,) if args else ()))
     return call
+def before(method):
+    return lambda self, *args: (counted(lambda s: None)(self), method(self, *args))[1]
 here.Here.remove = counted(here.Here.remove)
-here.Here.write = (lambda write: lambda self, path, data: (counted(lambda s: None)(self), write(self, path, data))[1])(
-    here.Here.write
-)
+for name in ("write", "flush", "publish"):
+    setattr(here.Here, name, before(getattr(here.Here, name)))
 from invoke.main import program
 program.run(["inv", "db.cleanup", "--keep", "2"])
 """
@@ -261,34 +264,67 @@ program.run(["inv", "db.cleanup", "--keep", "2"])
         [sys.executable, "-c", script], cwd=project.path, env=project.environment(), capture_output=True, check=False
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
+    return done.returncode
 
 
-@pytest.mark.parametrize("steps", range(1, 34, 4))
+# Its lock, the note, the links, the six .info and the folder, then their dumps.
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 6, 9, 10, 14, 20, 30, 33])
 def test_killed_in_between_it_leaves_none_that_looks_whole(project: Project, steps: int) -> None:
     stocked = stock(project, nights(8))
-    killed_after(project, steps)
+    (project.backups / "backup_auto_latest.dump").symlink_to(f"{stocked[-1]}.dump")
+    assert killed_after(project, steps) == -signal.SIGKILL
+    link = project.backups / "backup_auto_latest.dump"
+    assert link.exists()
     store = Store(Here(), str(project.backups))
     for backup in store.backups():
         files = {e for e in EXTENSIONS if os.path.lexists(f"{project.backups}/{backup.name}{e}")}
         assert not backup.complete or len(files) == 4, (backup.name, files)
     assert {b.name for b in store.backups() if b.complete} >= set(stocked[:2])
     assert project.inv("db.cleanup", "--keep", "3").code == 0
-    assert names(project) <= set(stocked[:3])
+    assert names(project) - {"backup_auto_latest"} <= set(stocked[:3])
     assert names(project) >= set(stocked[:2])
+    assert link.resolve().name == f"{stocked[0]}.dump"
     assert project.hidden_files() == []
+
+
+def test_to_its_end_it_takes_no_more_steps_than_those_it_is_killed_after(project: Project) -> None:
+    stock(project, nights(8))
+    assert killed_after(project, 40) == 0
+
+
+@contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """Let nobody remove *path*, nor what is in it."""
+    if subprocess.run(["chattr", "+i", str(path)], check=False, capture_output=True).returncode:
+        missing("files that nobody may remove", "as root, on a file system that knows chattr +i")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", str(path)], check=True)
 
 
 def test_a_folder_that_may_not_be_written_is_said(project: Project) -> None:
     stock(project, nights(40))
-    Path(project.path / "backups" / "pg_backup_tasks.log").touch()
-    subprocess.run(["chattr", "+i", str(project.backups)], check=False, capture_output=True)
-    try:
-        if os.access(project.backups, os.W_OK):
-            done = project.inv("db.cleanup")
-            assert done.code in (0, 1)
-            assert "Traceback" not in done.err
-    finally:
-        subprocess.run(["chattr", "-i", str(project.backups)], check=False, capture_output=True)
+    with immutable(project.backups):
+        done = project.inv("db.cleanup")
+    assert done.code == 1
+    assert "cannot be used" in done.err
+    assert len(done.err.splitlines()) == 2
+    assert len(names(project)) == 40
+
+
+def test_a_file_that_cannot_be_removed_stops_nothing_else(project: Project) -> None:
+    stocked = stock(project, nights(8))
+    with immutable(project.backups / f"{stocked[5]}.dump"):
+        for _ in range(2):
+            done = project.inv("db.cleanup", "--keep", "2")
+            assert done.code == 1
+            assert f"could not be removed (Operation not permitted): {stocked[5]}." in done.err
+            assert names(project) == {*stocked[:2], stocked[5]}
+        assert project.inv("db.cleanup", "--dry-run").code == 0
+    assert project.inv("db.cleanup").code == 0
+    assert names(project) == set(stocked[:2])
+    assert project.hidden_files() == []
 
 
 def test_with_a_shelf_that_is_not_there(project: Project) -> None:
@@ -318,3 +354,62 @@ def test_its_json_has_both(ready: Project) -> None:
     assert done.code == 0
     assert done.json["cleanup"]["removed"]
     assert done.json["name"] in {each["name"] for each in done.json["cleanup"]["kept"]}
+
+
+def log(project: Project) -> str:
+    return (project.path / "backups" / "pg_backup_tasks.log").read_text()
+
+
+def test_what_cron_removed_stands_in_the_log(ready: Project) -> None:
+    gone = stock(ready, nights(40)[1:])[-1]
+    assert ready.inv("db.backup-auto", "--cleanup").code == 0
+    removed = next(line for line in log(ready).splitlines() if "removing (no rule keeps it): " in line)
+    assert gone in removed
+    assert not set(removed.partition(": ")[2].split(", ")) & names(ready)
+
+
+def test_a_cleanup_that_fails_does_not_hide_the_backup(ready: Project) -> None:
+    stuck = stock(ready, nights(40)[1:])[-2]
+    before = names(ready)
+    with immutable(ready.backups / f"{stuck}.tar"):
+        done = ready.inv("db.backup-auto", "--cleanup", "--json")
+    (name,) = names(ready) - before - {"backup_auto_latest"}
+    assert done.code == done.json["exit"] == 1
+    assert done.json["error"].startswith(f"{name} was taken; the cleanup after it failed: 1 of ")
+    assert done.err.startswith(f"{name} was taken")
+    assert f"took {name}" in log(ready)
+
+
+def test_a_cleanup_after_a_backup_hears_signals_again(ready: Project) -> None:
+    stock(ready, nights(40)[1:])
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from invoke.main import program
+from pg_backup_tasks import cleanup
+clean = cleanup.clean
+def ended(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return clean(*args)
+cleanup.clean = ended
+program.run(["inv", "db.backup-auto", "--cleanup"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ready.path,
+        env=ready.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 143, done.stderr
+    assert "was taken; the cleanup after it failed: Ended by SIGTERM." in done.stderr
+    assert ready.inv("db.cleanup").code == 0
+    assert ready.hidden_files() == []
+
+
+def test_dry_it_says_that_it_would_clean(ready: Project) -> None:
+    done = ready.inv("--dry", "db.backup-auto", "--cleanup")
+    assert done.code == 0
+    assert "Then would remove the backups that no rule keeps" in done.err
+    assert "Then" not in ready.inv("--dry", "db.backup-auto").err

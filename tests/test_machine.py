@@ -829,3 +829,13 @@ def test_many_small_files_at_once(machine: Machine, folder: Path) -> None:
     assert machine.read_all(asked) == [*contents[:700], None, *contents[700:]]
     machine.remove(*asked)
     assert list(folder.iterdir()) == []
+
+
+def test_what_cannot_be_removed_keeps_none_of_the_others(machine: Machine, folder: Path) -> None:
+    stuck, *files = (folder / name for name in ("b", "a", "c"))
+    stuck.mkdir()
+    for file in files:
+        file.touch()
+    with pytest.raises((OSError, CommandError)):
+        machine.remove(*map(str, (files[0], stuck, files[1])), str(folder / "gone"))
+    assert list(folder.iterdir()) == [stuck]

@@ -210,6 +210,7 @@ def test_a_type_has_what_is_set_for_it_over_what_is_set_for_all_over_what_is_usu
     assert of("manual") == Policy(daily=3, last=2)
     assert of("pre_migrate") == Policy(daily=3, last=3)
     assert of("nightly") == Policy(daily=3, weekly=9)
+    assert retention.policies({"pre-migrate": {"last": 9}})("pre_migrate") == Policy(last=9)
     assert retention.policies({})("manual") == Policy(last=10)
 
 
@@ -223,6 +224,11 @@ def test_a_type_has_what_is_set_for_it_over_what_is_set_for_all_over_what_is_usu
         {"auto": {"daily": 1.5}},
         {"auto": {"daily": 0, "weekly": 0, "monthly": 0}},
         {"all": {"daily": 0, "weekly": 0, "monthly": 0}},
+        {"auto": {"monthly": 99999999999999999999}},
+        {"Pre_migrate": {"daily": 3}},
+        {"latest": {"daily": 3}},
+        {"": {"daily": 3}},
+        {"pre-migrate": {"daily": 3}, "pre_migrate": {"daily": 4}},
     ],
 )
 def test_a_policy_that_is_wrong_is_refused(setting: dict[str, dict[str, int]]) -> None:

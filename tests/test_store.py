@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pg_backup_tasks import info
-from pg_backup_tasks.errors import Refused
+from pg_backup_tasks.errors import Failed, Refused
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.info import FileInfo, Info
 from pg_backup_tasks.machine import Entry, Machine
@@ -227,7 +227,7 @@ found_files = st.sets(files | st.text(st.characters(exclude_characters="/\0"), m
 
 @given(found_files)
 def test_every_file_of_ours_belongs_to_exactly_one_backup(names: set[str]) -> None:
-    store = Store(cast(Machine, Memory(names)), "/b")
+    store = Store(cast(Machine, Memory(names)), "/b", lambda: datetime(2100, 1, 1, tzinfo=UTC))
     backups = store.backups()
     ours = {name for name in names if split_file(name)}
     grouped = [f"{b.name}{f.extension}" for b in backups for f in b.sizes]
@@ -263,6 +263,18 @@ def test_the_latest_is_the_newest_that_is_whole(shelf: Shelf) -> None:
     assert shelf.find("latest:auto").name == AUTO
     shelf.put("backup_pre_migrate_20200101_000000", ".dump")
     assert shelf.find("latest:pre-migrate").name == "backup_pre_migrate_20200101_000000"
+
+
+def test_what_is_dated_in_the_future_is_the_latest_only_where_nothing_else_is(shelf: Shelf) -> None:
+    said: list[str] = []
+    store = Store(Here(), str(shelf.folder), lambda: AT, said.append)
+    future = shelf.put("backup_manual_20360101_000000", ".dump")
+    assert store.find("latest", "/", lambda found: found[0]).name == future
+    # Clocks of two machines are never quite the same.
+    shelf.put("backup_manual_20261122_150000", ".dump")
+    shelf.put(OLD, ".dump")
+    assert store.find("latest:manual", "/", lambda found: found[0]).name == "backup_manual_20261122_150000"
+    assert said == [f"{future} is dated in the future; the latest is taken to be backup_manual_20261122_150000."]
 
 
 @pytest.mark.parametrize("word", ["latest", "latest:auto", "latest:none"])
@@ -381,6 +393,98 @@ def test_a_path_counts_the_files_that_the_name_does(shelf: Shelf) -> None:
     (shelf.folder / f"{NEW}.tar").mkdir()
     (shelf.folder / f"{NEW}.sql").symlink_to("nowhere")
     assert shelf.find(f"backups/postgres/{NEW}.dump").sizes == shelf.find(NEW).sizes == {Format.DUMP: 8}
+
+
+# One goes
+
+
+def links(shelf: Shelf) -> dict[str, str]:
+    return {p.name: os.readlink(p) for p in shelf.folder.iterdir() if p.is_symlink()}
+
+
+def test_links_lead_to_what_is_there_however_they_said_where(shelf: Shelf, tmp_path: Path) -> None:
+    gone, stays = "backup_manual_20261122_143023", NEW
+    for name in (gone, stays, OLD):
+        shelf.put(name, ".dump", ".tar", ".sql")
+    shelf.put(AUTO, ".dump")
+    elsewhere = shelf.put(AUTO, ".tar", folder=tmp_path)
+    targets = {
+        "backup_manual_latest.dump": f"./{gone}.dump",
+        "backup_manual_latest.tar": f"{shelf.folder}/{gone}.tar",
+        "backup_manual_latest.sql": f"{OLD}.sql",
+        "backup_manual_latest.sql.gz": f"{gone}.sql.gz",
+        # Dangling before.
+        "backup_auto_latest.dump": "backup_auto_20200101_000000.dump",
+        "backup_none_latest.dump": "backup_none_20200101_000000.dump",
+        # Not ours to judge.
+        "backup_auto_latest.tar": f"../../../{elsewhere}.tar",
+        "backup_manual_latest.info": "/nowhere/mine",
+        "notes": f"{gone}.dump",
+    }
+    for name, target in targets.items():
+        (shelf.folder / name).symlink_to(target)
+    shelf.store.remove([b for b in shelf.store.backups() if b.name == gone])
+    right = links(shelf)
+    assert right == {
+        "backup_manual_latest.dump": f"{stays}.dump",
+        "backup_manual_latest.tar": f"{stays}.tar",
+        "backup_manual_latest.sql": f"{OLD}.sql",
+        "backup_auto_latest.dump": f"{AUTO}.dump",
+        **{n: targets[n] for n in ("backup_auto_latest.tar", "backup_manual_latest.info", "notes")},
+    }
+    (shelf.folder / "backup_manual_latest.dump").unlink()
+    (shelf.folder / "backup_manual_latest.dump").symlink_to(f"{gone}.dump")
+    shelf.store.remove([])
+    assert links(shelf) == right
+
+
+class Stubborn(Here):
+    """A machine that cannot remove some files."""
+
+    stuck: str = ""
+
+    def remove(self, *paths: str) -> None:
+        super().remove(*(p for p in paths if not self.stuck or self.stuck not in p))
+        if self.stuck and any(self.stuck in p for p in paths):
+            raise PermissionError(1, "Operation not permitted", self.stuck)
+
+
+@pytest.mark.parametrize("stuck", [f"{NEW}.tar", f"{NEW}.info"])
+def test_one_that_cannot_be_removed_keeps_none_of_the_others(shelf: Shelf, stuck: str) -> None:
+    machine = Stubborn()
+    store = Store(machine, str(shelf.folder))
+    for name in (OLD, NEW, AUTO):
+        shelf.put(name, ".dump", ".tar")
+    machine.stuck = stuck
+    for _ in range(2):
+        with pytest.raises(Failed, match=f"1 of . backups could not be removed .Operation not permitted.: {NEW}"):
+            store.remove(store.backups())
+    left = {p.name for p in shelf.folder.iterdir()}
+    if stuck.endswith(".info"):
+        assert left == {f"{NEW}{extension}" for extension in (".dump", ".tar", ".info")}
+        assert store.begun() == set()
+    else:
+        assert left == {stuck, ".removing"}
+        assert store.begun() == {NEW}
+    machine.stuck = ""
+    store.remove(store.backups())
+    assert list(shelf.folder.iterdir()) == []
+
+
+# Remains
+
+
+def test_only_remains_of_ours_are_cleared(shelf: Shelf) -> None:
+    mine = [".backup_my notes.new", ".backup_manual_20261322_143022.dump.new", ".backup_a b_latest.dump.new", ".x.new"]
+    ours = [f".{NEW}.info.new", ".backup_manual_latest.sql.gz.new", "..undo.json.new"]
+    for name in (*mine, *ours):
+        (shelf.folder / name).touch()
+    (shelf.folder / ".backup_auto_latest.info.new").symlink_to("nowhere")
+    for folder in (".backup_dir.new", f".{AUTO}.dump.new"):
+        (shelf.folder / folder).mkdir()
+        mine.append(folder)
+    assert shelf.store.clear_remains() == []
+    assert {p.name for p in shelf.folder.iterdir()} == set(mine)
 
 
 # A new one
