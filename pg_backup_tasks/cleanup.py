@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -42,6 +42,7 @@ def look(desk: Desk, order: Order) -> Shelf:
     """Return what would be kept and what removed; what has been begun to be removed goes whatever the rules are now."""
     backups = {b.name: b for b in desk.store.backups(order.type)}
     warn_of_damaged(desk, backups.values())
+    warn_of_no_type(desk, order.type, backups.values())
     needed = _needed(desk)
     begun = desk.store.begun()
     candidates = [
@@ -90,6 +91,13 @@ def warn_of_damaged(desk: Desk, backups: Iterable[Backup]) -> None:
     """Say whose `.info` can be read no more."""
     if damaged := [b.name for b in backups if b.damaged]:
         desk.report.warn(f"No .info to be read, so not known to be whole: {listed(damaged)}.")
+
+
+def warn_of_no_type(desk: Desk, type_: str | None, backups: Collection[Backup]) -> None:
+    """Say which types there are, where there is none of the one asked for."""
+    types = desk.store.types() if type_ and not backups else []
+    if types:
+        desk.report.warn(f"There are no backups of type {type_}; there are {listed(types)}.")
 
 
 def _needed(desk: Desk) -> dict[str, str]:

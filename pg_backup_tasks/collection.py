@@ -229,9 +229,9 @@ def undo(
 def cleanup(
     c: Context,
     dry_run: bool = False,
-    type: str = "",  # noqa: A002 - the flag's name
-    older_than: str = "",
-    keep: str = "",
+    type: str | None = None,  # noqa: A002 - the flag's name
+    older_than: str | None = None,
+    keep: str | None = None,
     confirm: str = "",
     wait: str = "0",
     host: str = "",
@@ -241,11 +241,10 @@ def cleanup(
 
     def work(run: Run) -> Shelf | None:
         from . import cleanup as workflow
-        from .model import parse_type
         from .retention import Only
 
         only = Only(_whole("--older-than", older_than), _whole("--keep", keep))
-        order = workflow.Order(parse_type(type) if type else None, only, _seconds(wait))
+        order = workflow.Order(_type(type), only, _seconds(wait))
         dry = dry_run or run.dry
         if not dry:
             _confirm_cleanup(run, confirm)
@@ -266,8 +265,15 @@ def _confirm_cleanup(run: Run, confirm: str) -> None:
         yes.obtain(run.report, name, "Remove backups?")
 
 
-def _whole(flag: str, text: str) -> int | None:
-    if not text:
+def _type(text: str | None) -> str | None:
+    from .model import parse_type
+
+    # An empty one is a variable that was not set, and must not mean all of them.
+    return None if text is None else parse_type(text)
+
+
+def _whole(flag: str, text: str | None) -> int | None:
+    if text is None:
         return None
     if not text.isascii() or not text.isdecimal() or len(text) > 6:
         raise Refused(f"{flag} takes a whole number above 0.", hint=f"{flag} 30")
@@ -333,16 +339,21 @@ def rollback(
 
 
 @task(name="list", help={"type": "only backups of this type", "host": _HOST, "json": _JSON})
-def list_(c: Context, type: str = "", host: str = "", json: bool = False) -> list[Backup] | None:  # noqa: A002 - the flag's name
+def list_(
+    c: Context,
+    type: str | None = None,  # noqa: A002 - the flag's name
+    host: str = "",
+    json: bool = False,
+) -> list[Backup] | None:
     """Show the backups, newest first: age, size, database, files, whole or not."""
 
     def work(run: Run) -> list[Backup]:
-        from .cleanup import warn_of_damaged
-        from .model import parse_type
+        from .cleanup import warn_of_damaged, warn_of_no_type
         from .switching import tell
 
-        backups = run.desk.store.backups(parse_type(type) if type else None)
+        backups = run.desk.store.backups(only := _type(type))
         warn_of_damaged(run.desk, backups)
+        warn_of_no_type(run.desk, only, backups)
         tell(run.desk)
         run.report.shelf(backups, run.desk.journal.done(), run.desk.store.folder, run.desk.clock())
         return backups
@@ -375,7 +386,7 @@ def verify(
         if run.dry:
             run.report.planned(f"Would verify {', '.join(b.name for b in found)}.")
             return []
-        verdicts = _proofs(run, backup, found, seconds) if restore else _readings(run.desk, found)
+        verdicts = _proofs(run, backup, found, seconds) if restore else _readings(run.desk, backup, found)
         run.report.verdicts(verdicts)
         if not all(v.ok for v in verdicts):
             raise Exit(code=3)
@@ -384,12 +395,12 @@ def verify(
     return each(c, host, work, json=json)
 
 
-def _readings(desk: Desk, found: list[Backup]) -> list[Verdict]:
+def _readings(desk: Desk, word: str, found: list[Backup]) -> list[Verdict]:
     from . import verify as workflow
     from .switching import tell
 
     tell(desk)
-    return [workflow.verify(desk, backup) for backup in found]
+    return workflow.verify_all(desk, found) if word == "all" else [workflow.verify(desk, found[0])]
 
 
 def _proofs(run: Run, word: str, found: list[Backup], wait: float) -> list[Verdict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def settings_there(known: Settings, host: Host, machine: There) -> Settings:
 
 
 def _root(known: Settings, host: Host, machine: There) -> str:
-    home, root = Path.home(), Path(known.root)
+    home, root = Path(os.path.expanduser("~")), Path(known.root)
     usual = f"~/{root.relative_to(home)}" if root.is_relative_to(home) and root != home else known.root
     folder = _expand(host.project or usual, machine)
     if not folder.startswith("/"):

@@ -226,7 +226,7 @@ class Report:
         if backups:
             _print(_shelf(backups, now), self._out)
         else:
-            self._print(self._clean(f"No backups in {folder} yet. inv db.backup takes one."))
+            self._print(self._clean(f"No backups in {folder}. inv db.backup takes one."))
         for change in aside:
             age = short_age((now - datetime.fromisoformat(change.at)).total_seconds())
             where = change.host or "a local socket"

@@ -112,6 +112,10 @@ class Store:
         raw = dict(zip(with_info, self._infos([f"{self.folder}/{name}{INFO}" for name in with_info]), strict=True))
         return [self._backup(name, groups[name], raw.get(name)) for name in names]
 
+    def types(self) -> list[str]:
+        """Return the types there are backups of."""
+        return sorted({parsed[0].type for e in self._entries() if e.is_file and (parsed := split_file(e.name))})
+
     def _infos(self, paths: list[str]) -> list[bytes | None]:
         try:
             return self.machine.read_all(paths)

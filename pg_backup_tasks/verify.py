@@ -48,17 +48,38 @@ class Verdict:
 def verify(desk: Desk, backup: Backup) -> Verdict:
     """Read every byte of a backup's dumps and compare with what its `.info` says."""
     problems = _of_the_set(backup)
+    gone: FileNotFoundError | None = None
     with Crew(desk.machine, 2) as crew:
         expected = {f.extension: size for f, size in backup.sizes.items()}
         with desk.report.gauge(f"Reading {backup.name}", expected) as gauge:
             results = {f: crew.submit(examine, desk, backup, f) for f in backup.sizes}
             read = {}
             for format_, result in results.items():
-                problems += [f"{format_.extension} {problem}" for problem in crew.result(result)]
+                try:
+                    problems += [f"{format_.extension} {problem}" for problem in crew.result(result)]
+                except FileNotFoundError as error:
+                    gone = error
                 read[format_.extension] = backup.sizes[format_]
                 gauge.update(read)
+    if gone:
+        raise gone
     restored = backup.info.restored if backup.info else None
     return Verdict(backup.name, tuple(problems), backup.info is not None, restored)
+
+
+def verify_all(desk: Desk, backups: list[Backup]) -> list[Verdict]:
+    """Verify one after the other; what others remove meanwhile is left out."""
+    verdicts = []
+    for backup in backups:
+        try:
+            verdicts.append(verify(desk, backup))
+        except FileNotFoundError:
+            again = desk.store.by_name(backup.name)
+            if again and again.has_info:
+                verdicts.append(verify(desk, again))
+            else:
+                desk.report.say(f"{backup.name} was removed meanwhile.")
+    return verdicts
 
 
 def _of_the_set(backup: Backup) -> list[str]:

@@ -107,6 +107,9 @@ def test_one_whose_info_is_damaged_takes_no_place_from_one_that_is_whole(project
         ("--older-than", "0"),
         ("--older-than", "1.5"),
         ("--type", "la/test"),
+        ("--type", ""),
+        ("--keep", ""),
+        ("--older-than", ""),
         ("--confirm", "other"),
         ("--wait", "-1"),
     ],
@@ -119,6 +122,16 @@ def test_wrong_use_removes_nothing(ready: Project, args: tuple[str, ...]) -> Non
     assert done.code in (1, 2) if args[1].startswith("-") else done.code == 2, done.err
     assert "Traceback" not in done.err
     assert len(names(ready)) == 40
+
+
+def test_a_type_there_is_none_of_is_answered_with_those_there_are(project: Project) -> None:
+    stock(project, nights(2), "manual")
+    stock(project, nights(2), "auto")
+    for task in ("db.list", "db.cleanup"):
+        done = project.inv(task, "--type", "manaul")
+        assert done.code == 0
+        assert "no backups of type manaul; there are auto, manual." in done.err
+    assert project.inv("db.list", "--type", "").code == 2
 
 
 @pytest.mark.parametrize("value", ['{"auto": {"dayly": 3}}', '{"auto": {"daily": -1}}', '{"auto": 3}', "5"])

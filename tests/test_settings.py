@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pg_backup_tasks import settings
+from pg_backup_tasks import running, settings
 from pg_backup_tasks.errors import Refused
 from pg_backup_tasks.settings import FIELDS, Settings, config, find_root, from_environment, load
 
@@ -135,6 +136,16 @@ def test_a_name_near_to_nothing_is_answered_with_all() -> None:
     with pytest.raises(Refused) as caught:
         config(zzzzzz=1)
     assert all(name in str(caught.value.hint) for name in FIELDS)
+
+
+def test_a_user_without_a_home_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    # As in a container that runs under a number nobody has given a name.
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert running.config()["db"].keys() == FIELDS.keys()
 
 
 def test_a_wrong_variable_is_told_by_config_too(monkeypatch: pytest.MonkeyPatch) -> None:

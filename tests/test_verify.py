@@ -97,6 +97,19 @@ def desk_of(project: Project) -> Desk:
     )
 
 
+def test_what_is_removed_meanwhile_keeps_nobody_from_the_others(shelf: Shelf) -> None:
+    old = "backup_manual_20200101_000000"
+    for name in (old, "backup_manual_20200102_000000"):
+        shutil.copy(shelf.path("dump"), shelf.project.backups / f"{name}.dump")
+        (shelf.project.backups / f"{name}.info").write_text("an old script's")
+    desk = desk_of(shelf.project)
+    found = desk.store.backups()
+    (shelf.project.backups / f"{found[1].name}.dump").unlink()
+    (shelf.project.backups / f"{found[1].name}.info").unlink()
+    verdicts = verify.verify_all(desk, found)
+    assert [(v.name, v.ok) for v in verdicts] == [(shelf.name, True), (old, True)]
+
+
 def judge(shelf: Shelf) -> verify.Verdict:
     desk = desk_of(shelf.project)
     found = desk.store.by_name(shelf.name)
