@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from . import retention, switching
 from .desk import Desk
@@ -26,11 +25,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Shelf:
-    """Every backup with its fate, newest first, as of *now*."""
+    """Every backup with its fate, newest first, and what the fates of a type follow from."""
 
-    now: datetime
     fates: list[Fate]
     backups: dict[str, Backup]
+    rules: dict[str, str]
 
     @property
     def going(self) -> list[Backup]:
@@ -52,8 +51,10 @@ def look(desk: Desk, order: Order) -> Shelf:
         if (name := BackupName.parse(backup.name))
     ]
     of = retention.policies(desk.settings.retention)
-    now = desk.clock()
-    return Shelf(now, retention.plan(candidates, of, now, order.only), backups)
+    fates = retention.plan(candidates, of, desk.clock(), order.only)
+    types = {backup.type for backup in backups.values()}
+    rules = {t: f"This time: {order.only}" if order.only.given else f"Policy: {of(t)}" for t in sorted(types)}
+    return Shelf(fates, backups, rules)
 
 
 def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:

@@ -1,60 +1,98 @@
-"""Rows in columns for a terminal: numbers to the right, the last column folded. Pure, and quick for many thousands."""
+"""Rows in columns for a terminal: numbers to the right, what is too long cut. Pure, and quick for many thousands."""
 
 from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 _GAP = "  "
-_NARROWEST = 12
-_RIGHT = frozenset({"#", "AGE", "SIZE"})
-_BOLD, _RED, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
+_NARROWEST = 4
+_END = "\x1b[0m"
+
+
+class Style(Enum):
+    """How a line is to be seen, as a terminal is told."""
+
+    PLAIN = ""
+    HEADING = "\x1b[1m"
+    DIM = "\x1b[2m"
+    ALARM = "\x1b[31m"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row; the first of a table is its heading, and *alarming* ones are shown in red."""
+    """One row of a table."""
 
     cells: tuple[str, ...]
-    alarming: bool = False
+    style: Style = Style.PLAIN
 
 
-def lines(rows: Sequence[Row], width: int, *, coloured: bool) -> Iterator[str]:
-    """Yield the lines of a table, none wider than *width* as long as its first columns are not."""
-    *fixed, _ = zip(*(row.cells for row in rows), strict=True)
-    widths = [max(map(_cells, column)) for column in fixed]
-    right = [title in _RIGHT for title in rows[0].cells]
-    left = sum(w + len(_GAP) for w in widths)
-    room = max(_NARROWEST, width - left)
-    for number, row in enumerate(rows):
-        begin, end = (_BOLD, _PLAIN) if number == 0 else (_RED, _PLAIN) if row.alarming else ("", "")
-        padded = [_pad(cell, w, to_the_right) for cell, w, to_the_right in zip(row.cells, widths, right, strict=False)]
-        folded = _fold(row.cells[-1], room)
-        for indent, text in zip([_GAP.join([*padded, ""]), *[" " * left] * (len(folded) - 1)], folded, strict=True):
-            line = f"{indent}{text}".rstrip()
-            yield f"{begin}{line}{end}" if coloured and begin else line
+def lines(
+    rows: Sequence[Row],
+    width: int,
+    *,
+    coloured: bool,
+    right: Collection[int] = (),
+    giving: Sequence[int] = (),
+) -> Iterator[str]:
+    """Yield the lines of a table, none wider than *width* as long as the columns that give nothing are not.
+
+    The columns in *right* stand to the right; those in *giving* are cut where there is no room, the first one first.
+    """
+    widths = [max(map(cells, column)) for column in zip(*(row.cells for row in rows), strict=True)]
+    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
+    for column in giving:
+        given = max(0, min(excess, widths[column] - _NARROWEST))
+        widths[column] -= given
+        excess -= given
+    sides = [number in right for number in range(len(widths))]
+    for row in rows:
+        shown = [_fit(cell, w, to_the_right) for cell, w, to_the_right in zip(row.cells, widths, sides, strict=True)]
+        yield _styled(_GAP.join(shown).rstrip(), row.style, coloured)
 
 
-def width(rows: Sequence[Row], without: str) -> int:
-    """Return how wide a table is at least, its gaps included, the column *without* left out but for its gap."""
-    *fixed, last = zip(*(row.cells for row in rows), strict=True)
-    widths = [max(map(_cells, column)) for column in fixed if column[0] != without]
-    return sum(widths) + len(_GAP) * len(fixed) + min(_NARROWEST, max(map(_cells, last)))
+def title(text: str, width: int, *, coloured: bool) -> Iterator[str]:
+    """Yield the lines of what stands above a table."""
+    for line in textwrap.wrap(text, width, subsequent_indent=_GAP):
+        yield _styled(line, Style.HEADING, coloured)
 
 
-def _fold(text: str, room: int) -> list[str]:
-    return [text] if _cells(text) <= room else textwrap.wrap(text, room) or [""]
-
-
-def _pad(text: str, width: int, to_the_right: bool) -> str:
-    blank = " " * (width - _cells(text))
-    return blank + text if to_the_right else text + blank
-
-
-def _cells(text: str) -> int:
+def cells(text: str) -> int:
     """Return how many places a terminal gives a text."""
     if text.isascii():
         return len(text)
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(map(_places, text))
+
+
+def room(width: int, *columns: int) -> int:
+    """Return what is left of *width* beside columns of these widths."""
+    return width - sum(columns) - len(_GAP) * len(columns)
+
+
+def _styled(line: str, style: Style, coloured: bool) -> str:
+    return f"{style.value}{line}{_END}" if coloured and style.value else line
+
+
+def _fit(text: str, width: int, to_the_right: bool) -> str:
+    taken = cells(text)
+    if taken > width:
+        text = _cut(text, width - 1)
+        taken = cells(text)
+    blank = " " * (width - taken)
+    return blank + text if to_the_right else text + blank
+
+
+def _cut(text: str, width: int) -> str:
+    kept = 0
+    for place, character in enumerate(text):
+        kept += _places(character)
+        if kept > width:
+            return text[:place] + "…"
+    return text
+
+
+def _places(character: str) -> int:
+    return 0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1

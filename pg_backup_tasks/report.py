@@ -12,14 +12,17 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from . import columns, hiding, signals
-from .columns import Row
+from .columns import Row, Style
 from .errors import Failed, Refused, TaskError
 from .model import Format, Mode
+from .retention import NOT_WHOLE
 from .units import counted, duration, listed, short_age, size
 
 if TYPE_CHECKING:
@@ -32,14 +35,16 @@ if TYPE_CHECKING:
     from .journal import Change
     from .migrate import Verdict as Outcome
     from .restore import Result
+    from .retention import Fate
     from .store import Backup
     from .verify import Verdict
 
-# So much of a database's name is shown, less where the rest of the line needs the room.
-_LONGEST_NAME = 18
-_SHORTEST_NAME = 8
-_WIDTH = 80
 _DUMB = ("dumb", "unknown")
+# How many backups that go alike a terminal shows line by line.
+_TOGETHER = 3
+_SHORTER = re.compile(r"^(daily|monthly) \S+$|one of the (last)")
+_WEEK = re.compile(r"^(weekly) \S+$")
+_DAYS = re.compile(r"([0-9]+) days?")
 _LOG_BYTES = 1 << 20
 _LOGS_KEPT = 5
 _LINE_EVERY = 30.0
@@ -234,9 +239,9 @@ class Report:
             self._print(self._clean(f"  {change.name} as it was before {change.task}; inv db.undo puts it back"))
 
     def fates(self, shelf: Shelf) -> None:
-        """Show what becomes of each backup, and why."""
-        if not self._as_json and not self._quiet and shelf.fates:
-            _print(_fates(shelf), self._out)
+        """Show what becomes of each backup, and why, each type by itself."""
+        if not self._as_json and not self._quiet:
+            _print_fates(shelf, self._out)
 
     def cleaned(self, shelf: Shelf, *, dry_run: bool) -> None:
         """Show what a cleanup did, or would do."""
@@ -488,11 +493,40 @@ def _progress() -> Progress:
 
 
 def _print(rows: list[Row], stream: TextIO | _Heedless) -> None:
+    """Print a table whose first row says what is in its columns."""
     # Rich's own table takes seconds for a shelf of thousands.
-    console = _console(stream)
-    coloured = console.is_terminal and not console.no_color and not console.is_dumb_terminal
-    lines = columns.lines(rows, console.width, coloured=coloured)
+    width, coloured = _paper(stream)
+    titles = rows[0].cells
+    right = [titles.index(title) for title in ("#", "AGE", "SIZE") if title in titles]
+    giving = [titles.index(title) for title in ("DATABASE", "FILES", "STATE")]
+    lines = columns.lines(rows, width, coloured=coloured, right=right, giving=giving)
     stream.write("".join(f"{line}\n" for line in lines))
+
+
+def _print_fates(shelf: Shelf, stream: TextIO | _Heedless) -> None:
+    """Print a block for each type; in a terminal, many that go alike are one line."""
+    width, coloured = _paper(stream)
+    by_type: dict[str, list[Fate]] = {type_: [] for type_ in shelf.rules}
+    for fate in shelf.fates:
+        by_type[fate.name.type].append(fate)
+    blocks = []
+    for type_, fates in by_type.items():
+        going = sum(not fate.kept for fate in fates)
+        heading = f"{type_}: {_counted(len(fates) - going, going)}. {shelf.rules[type_]}"
+        rows = _fates(fates, shelf.backups, width, together=_TOGETHER if stream.isatty() else len(fates))
+        lines = columns.lines(rows, width, coloured=coloured, right=(1,), giving=(2,))
+        blocks.append("\n".join((*columns.title(heading, width, coloured=coloured), *lines)))
+    stream.write("".join(f"{block}\n\n" for block in blocks))
+
+
+def _counted(staying: int, going: int) -> str:
+    return f"{staying:,} {'stays' if staying == 1 else 'stay'}, {going:,} {'goes' if going == 1 else 'go'}"
+
+
+def _paper(stream: TextIO | _Heedless) -> tuple[int, bool]:
+    """Return how wide a stream is, and whether it shows colours."""
+    console = _console(stream)
+    return console.width, console.is_terminal and not console.no_color and not console.is_dumb_terminal
 
 
 def _console(stream: Any) -> Console:
@@ -502,15 +536,13 @@ def _console(stream: Any) -> Console:
 
 
 def _shelf(backups: list[Backup], now: datetime, *, numbered: bool = False) -> list[Row]:
-    rows = [Row(("BACKUP", "AGE", "SIZE", "DATABASE", "FILES", "STATE"))]
+    rows = [Row(("BACKUP", "AGE", "SIZE", "DATABASE", "FILES", "STATE"), Style.HEADING)]
     for backup in backups:
         age = short_age((now - backup.created_at).total_seconds()) if backup.created_at else "?"
         cells = (backup.name, age, size(backup.bytes), _database(backup), _files(backup), _state(backup, now))
-        rows.append(Row(cells, alarming=not backup.complete))
-    longest = max(_SHORTEST_NAME, min(_LONGEST_NAME, _WIDTH - columns.width(rows, without="DATABASE")))
-    rows[1:] = [Row((*r.cells[:3], _shortened(r.cells[3], longest), *r.cells[4:]), r.alarming) for r in rows[1:]]
+        rows.append(Row(cells, Style.PLAIN if backup.complete else Style.ALARM))
     numbers = ["#", *map(str, range(1, len(rows)))]
-    return [Row((n, *row.cells), row.alarming) for n, row in zip(numbers, rows, strict=True)] if numbered else rows
+    return [Row((n, *row.cells), row.style) for n, row in zip(numbers, rows, strict=True)] if numbered else rows
 
 
 def as_document(shelf: Shelf) -> dict[str, Any]:
@@ -521,22 +553,68 @@ def as_document(shelf: Shelf) -> dict[str, Any]:
     return parts
 
 
-def _fates(shelf: Shelf) -> list[Row]:
-    rows = [Row(("BACKUP", "AGE", "SIZE", ""))]
-    for fate in shelf.fates:
-        age = short_age((shelf.now - fate.name.at).total_seconds())
-        why = f"{'kept' if fate.kept else 'removed'}: {', '.join(fate.reasons)}"
-        rows.append(Row((str(fate.name), age, size(shelf.backups[str(fate.name)].bytes), why), not fate.kept))
-    return rows
+@dataclass(frozen=True)
+class _Alike:
+    """Backups of one type, one after the other, with the same fate."""
+
+    fates: list[Fate]
+    bytes: int
+    broken: int
+    """How many of them are not whole."""
+
+    @property
+    def named(self) -> str:
+        """Which they are."""
+        newest, oldest = self.fates[0].name, self.fates[-1].name
+        if newest == oldest:
+            return str(newest)
+        if newest.at.date() == oldest.at.date():
+            return f"{oldest.at:%Y-%m-%d %H:%M} to {newest.at:%H:%M}"
+        return f"{oldest.at:%Y-%m-%d} to {newest.at:%Y-%m-%d}"
+
+    @property
+    def style(self) -> Style:
+        """How they are seen: what goes steps back, what is not whole stands out."""
+        if self.broken == len(self.fates):
+            return Style.ALARM
+        return Style.PLAIN if self.fates[0].kept else Style.DIM
+
+    def why(self, room: int) -> str:
+        """Return what becomes of them and why, in words that fit if there are any."""
+        verb = "kept" if self.fates[0].kept else "removed"
+        head = f"NOT WHOLE, {verb}: " if self.broken else f"{verb}: "
+        if len(self.fates) > 1:
+            some = f", {self.broken:,} NOT WHOLE" if self.broken else ""
+            head = f"{len(self.fates):,} {verb}{some}: "
+        reasons = [reason for reason in self.fates[0].reasons if reason != NOT_WHOLE]
+        # A week cannot be told from the name beside it; a day and a month can.
+        shorter = [_SHORTER.sub(r"\1\2", reason) for reason in reasons]
+        short = [_WEEK.sub(r"\1", _DAYS.sub(r"\1 d", reason)) for reason in shorter]
+        sayings = [head + said for said in (", ".join(reasons), ", ".join(shorter), ", ".join(short), " ".join(short))]
+        if self.broken and not self.fates[0].kept:
+            sayings.append(head.removesuffix(": "))
+        return next((said for said in sayings if columns.cells(said) <= room), sayings[-1])
+
+
+def _fates(fates: list[Fate], backups: Mapping[str, Backup], width: int, together: int) -> list[Row]:
+    """Return the rows of one type; more than *together* that go alike, one after the other, are one."""
+    groups: list[_Alike] = []
+    for _, run in groupby(fates, lambda fate: (fate.kept, [reason for reason in fate.reasons if reason != NOT_WHOLE])):
+        same = list(run)
+        parts = [same] if len(same) > together and not same[0].kept else [[fate] for fate in same]
+        for part in parts:
+            found = [backups[str(fate.name)] for fate in part]
+            broken = sum(not backup.complete for backup in found)
+            groups.append(_Alike(part, sum(backup.bytes for backup in found), broken))
+    names, sizes = [group.named for group in groups], [size(group.bytes) for group in groups]
+    room = columns.room(width, max(map(len, names)), max(map(len, sizes)))
+    rows = zip(groups, names, sizes, strict=True)
+    return [Row((name, size_, group.why(room)), group.style) for group, name, size_ in rows]
 
 
 def _database(backup: Backup) -> str:
     name = backup.info.database.name if backup.info else "?"
     return "".join(c if c.isprintable() else "?" for c in name)
-
-
-def _shortened(name: str, longest: int) -> str:
-    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _files(backup: Backup) -> str:
@@ -559,8 +637,8 @@ def _state(backup: Backup, now: datetime) -> str:
         return "whole"
     with suppress(ValueError):
         at = datetime.fromisoformat(backup.info.restored.at)
-        return f"restored {short_age((now - at).total_seconds())} ago"
-    return "whole, restored"
+        return f"proven {short_age((now - at).total_seconds())}"
+    return "proven"
 
 
 def _listed(backup: Backup) -> dict[str, Any]:

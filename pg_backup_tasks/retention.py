@@ -16,6 +16,7 @@ from .errors import Refused
 from .model import BY_TIME, BackupName, parse_type
 
 EVERY_TYPE = "all"
+NOT_WHOLE = "not whole"
 _MOST = 999_999
 
 
@@ -27,6 +28,11 @@ class Policy:
     weekly: int = 4
     monthly: int = 12
     last: int = 0
+
+    def __str__(self) -> str:
+        counts = {"daily": self.daily, "weekly": self.weekly, "monthly": self.monthly}
+        last = [f"last {self.last}"] if self.last else []
+        return ", ".join([*(f"{count} {title}" for title, count in counts.items() if count), *last])
 
     def __post_init__(self) -> None:
         """Raise Refused for what would keep nothing."""
@@ -52,6 +58,11 @@ class Only:
         for flag, value in (("--older-than", self.older_than), ("--keep", self.keep)):
             if value is not None and value < 1:
                 raise Refused(f"{flag} takes a whole number above 0.", hint=f"{flag} 30")
+
+    def __str__(self) -> str:
+        last = [f"last {self.keep}"] if self.keep is not None else []
+        young = [f"not older than {_days(self.older_than)}"] if self.older_than is not None else []
+        return " or ".join(last + young)
 
     @property
     def given(self) -> bool:
@@ -152,8 +163,7 @@ def _of_one_type(found: Sequence[Candidate], policy: Policy, now: datetime, only
         reasons[candidate.name] = reasons[candidate.name] or ["the newest whole one"]
     for candidate in newest_first:
         kept = reasons[candidate.name] + ([candidate.needed] if candidate.needed else [])
-        gone = "not whole, and " if not candidate.whole else ""
-        yield Fate(candidate.name, bool(kept), tuple(kept or [gone + _why_gone(only)]))
+        yield Fate(candidate.name, bool(kept), tuple(kept or _why_gone(candidate, only)))
 
 
 def _kept(newest_first: Sequence[Candidate], policy: Policy) -> Iterator[tuple[BackupName, str]]:
@@ -181,13 +191,13 @@ def _kept_anyway(newest_first: Sequence[Candidate], only: Only, now: datetime) -
             yield candidate.name, f"not older than {_days(only.older_than)}"
 
 
-def _why_gone(only: Only) -> str:
+def _why_gone(candidate: Candidate, only: Only) -> list[str]:
     said = []
     if only.older_than is not None:
         said.append(f"older than {_days(only.older_than)}")
     if only.keep is not None:
         said.append(f"not one of the last {only.keep}")
-    return " and ".join(said) or "no rule keeps it"
+    return ([] if candidate.whole else [NOT_WHOLE]) + (said or ["no rule keeps it"])
 
 
 def _days(count: int) -> str:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from benches import Bench
 from conftest import ROOT, Project, Server, missing
 
+from bench.shelves import DOCUMENT
+from pg_backup_tasks.cleanup import Shelf
 from pg_backup_tasks.here import Here
+from pg_backup_tasks.info import Restored
 from pg_backup_tasks.journal import Change
-from pg_backup_tasks.store import Store
+from pg_backup_tasks.model import BackupName, Format
+from pg_backup_tasks.report import Report
+from pg_backup_tasks.retention import USUAL, Candidate, Only, Policy, plan
+from pg_backup_tasks.store import Backup, Store
 
 EXTENSIONS = (".dump", ".tar", ".sql", ".sql.gz")
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -53,7 +62,9 @@ def test_shown_and_done(project: Project) -> None:
     for args in (("--dry-run",), ()):
         done = project.inv("db.cleanup", *args)
         assert done.code == 0, done.err
-        assert f"kept: daily {TODAY:%Y-%m-%d}" in done.out
+        assert done.out.startswith("auto: ")
+        assert all(f"\n{name}  " in done.out for name in stocked)
+        assert f"kept: daily {TODAY - timedelta(days=1):%Y-%m-%d}" in done.out
         assert "removed: no rule keeps it" in done.out
         assert max(map(len, done.out.splitlines())) <= 80
         assert (len(names(project)) == 40) is bool(args)
@@ -367,6 +378,90 @@ def test_its_json_has_both(ready: Project) -> None:
     assert done.code == 0
     assert done.json["cleanup"]["removed"]
     assert done.json["name"] in {each["name"] for each in done.json["cleanup"]["kept"]}
+
+
+# Pictures of a shelf
+
+
+class Terminal(io.StringIO):
+    """What is shown to somebody at a screen of 80 columns."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def shelf_of(count: int, type_: str = "auto", only: Only = Only(), *, gaps: int = 9) -> Shelf:  # noqa: B008 - frozen
+    """Return a shelf of nights of one type, and of one more, of which some are not whole."""
+    found = {}
+    for number, at in enumerate(nights(count)):
+        its = type_ if number % 2 else "manual"
+        name = f"backup_{its}_{at:%Y%m%d_%H%M%S}"
+        found[name] = Backup(name, "/b", its, at, {Format.DUMP: 987_654_321}, has_info=bool(number % gaps))
+    candidates = [Candidate(parsed, b.complete) for b in found.values() if (parsed := BackupName.parse(b.name))]
+    rules = {t: f"Policy: {USUAL.get(t, Policy())}" for t in sorted({b.type for b in found.values()})}
+    return Shelf(plan(candidates, lambda t: USUAL.get(t, Policy()), TODAY, only), found, rules)
+
+
+def picture(monkeypatch: pytest.MonkeyPatch, show: Callable[[Report], None], stream: io.StringIO) -> list[str]:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stdout", stream)
+    show(Report())
+    monkeypatch.undo()
+    return stream.getvalue().splitlines()
+
+
+def bare(line: str) -> str:
+    return re.sub(r"\x1b\[[0-9]*m", "", line)
+
+
+@pytest.mark.parametrize("only", [Only(), Only(30, 3)], ids=["policy", "flags"])
+@pytest.mark.parametrize("type_", ["a", "pre_migrate", "as_long_as_a_type_is_wont_to_be"])
+@pytest.mark.parametrize("count", [0, 1, 3, 500])
+def test_what_a_cleanup_does_is_a_picture(monkeypatch: pytest.MonkeyPatch, count: int, type_: str, only: Only) -> None:
+    shelf = shelf_of(count, type_, only)
+    for stream in (Terminal(), io.StringIO()):
+        shown = picture(monkeypatch, lambda report: report.fates(shelf), stream)
+        assert all(len(bare(line)) <= 80 for line in shown)
+        if stream.isatty():
+            assert all(("\x1b[31m" in line) == ("  NOT WHOLE" in line) for line in shown)
+        named = {bare(line).split(" ")[0] for line in shown}
+        # Each that stays has its line, and off the terminal each that goes.
+        stays = {str(fate.name) for fate in shelf.fates if fate.kept}
+        assert (stays if stream.isatty() else set(shelf.backups)) <= named
+        assert count < 500 or not stream.isatty() or len(shown) < 80
+        together = [int(found[1]) for line in shown if (found := re.search(" ([0-9]+) rem", line))]
+        alone = [line for line in shown if line.count("backup_") and bare(line).split(" ")[0] not in stays]
+        assert sum(together) + len(alone) == len(shelf.going)
+
+
+def test_without_colours_it_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = shelf_of(40)
+    coloured = picture(monkeypatch, lambda report: report.fates(shelf), Terminal())
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = picture(monkeypatch, lambda report: report.fates(shelf), Terminal())
+    assert any("\x1b[2m" in line for line in coloured)
+    assert [bare(line) for line in coloured] == plain
+    assert plain[0] == "auto: 11 stay, 9 go. Policy: 7 daily, 4 weekly, 12 monthly"
+
+
+@pytest.mark.parametrize("type_", ["auto", "pre_migrate"])
+def test_a_list_fits_the_screen(monkeypatch: pytest.MonkeyPatch, type_: str) -> None:
+    database = msgspec.structs.replace(DOCUMENT.database, name="a_database_with_a_long_name")
+    proven = Restored((TODAY - timedelta(days=1)).isoformat(), "18.1", 1.0)
+    document = msgspec.structs.replace(DOCUMENT, database=database, restored=proven, files={})
+    name = f"backup_{type_}_{TODAY:%Y%m%d_%H%M%S}"
+    whole = Backup(name, "/b", type_, TODAY, dict.fromkeys(Format, 249_900_000), has_info=True, info=document)
+    later = TODAY + timedelta(days=80)
+    for backup in (whole, replace(whole, has_info=False, info=None)):
+
+        def show(report: Report, backup: Backup = backup) -> None:
+            report.shelf([backup], [], "/b", later)
+
+        heading, shown = picture(monkeypatch, show, Terminal())
+        assert max(len(bare(heading)), len(bare(shown))) <= 80
+        assert bare(shown).split("  ")[-1] == ("proven 81 d" if backup.complete else "NOT WHOLE")
+        assert ("\x1b[31m" in shown) is not backup.complete
 
 
 def log(project: Project) -> str:
