@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,27 @@ def crontab() -> list[str]:
     lines = re.findall(r"^    ((?:[\d*/]+ ){5} *\S.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(lines) >= 2
     return lines
+
+
+def test_what_a_crontab_brings_home_is_cleaned_by_it(tree: Project) -> None:
+    (line,) = re.findall(r"^ +0 4 \* \* \*  (.*INVOKE_DB_BACKUPS=.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    home = tree.path / "backups" / "production"
+    home.mkdir(parents=True)
+    for number in range(40):
+        for extension in (".dump", ".info"):
+            (home / f"backup_auto_{datetime.now(UTC) - timedelta(days=number):%Y%m%d_%H%M%S}{extension}").write_text(
+                "x"
+            )
+    done = subprocess.run(
+        ["/bin/sh", "-c", line.replace("/srv/bar", str(tree.path))],
+        cwd="/",
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert 7 <= len(list(home.glob("*.dump"))) == len(list(home.glob("*.info"))) < 20
 
 
 @contextmanager
