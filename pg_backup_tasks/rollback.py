@@ -36,6 +36,9 @@ def rollback(desk: Desk, yes: Consent, wait: float) -> Result | None:
                 f"The last migration of {last.name}, at {last.at}, is not this run's ({desk.run}); it stays as it is."
             )
             return None
+        if last is None and desk.run:
+            desk.report.say(f"No migration of {database.name} is remembered here, so this run ({desk.run}) made none.")
+            return None
         backup = _remembered(desk, last) if last else _newest(desk, database)
         if last and last.state == "under way":
             # As its own run would have, had it lived.

@@ -300,8 +300,15 @@ def _desk(settings: Settings, report: Report, machine: Machine, cwd: str) -> Des
         clock=lambda: datetime.now(UTC),
         sleep=signals.sleep,
         more_tools=list if machine.name else _wheels,
-        run=next((f"{name}={os.environ[name]}" for name in _RUNS if os.environ.get(name)), ""),
+        run=_run_of_ci(),
     )
+
+
+def _run_of_ci() -> str:
+    name = next((name for name in _RUNS if os.environ.get(name)), None)
+    # GitHub's number is the same when a run is run again, which has migrated nothing yet.
+    names = filter(os.environ.get, (name, "GITHUB_RUN_ATTEMPT")) if name else ()
+    return " ".join(f"{each}={os.environ[each]}" for each in names)
 
 
 def _wheels() -> list[str]:

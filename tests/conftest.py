@@ -169,8 +169,9 @@ class Server:
 
 
 def clean_environ() -> dict[str, str]:
-    """Return the environment without what would choose a database or configure a task."""
-    dropped = ("PG", "INVOKE_", "DATABASE_URL", "DIRECT_URL")
+    """Return the environment without what would choose a database, configure a task or say which run of CI this is."""
+    runs = ("GITHUB_RUN_", "CI_PIPELINE_ID", "BITBUCKET_BUILD_NUMBER", "CIRCLE_WORKFLOW_ID", "BUILD_TAG")
+    dropped = ("PG", "INVOKE_", "DATABASE_URL", "DIRECT_URL", *runs)
     return {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
 
 

@@ -479,43 +479,83 @@ def test_a_rollback_with_nothing_remembered(here: Shop) -> None:
 # A deploy
 
 
-def test_the_readmes_deploy(here: Shop) -> None:
+@dataclass
+class Deploy:
+    """The steps of the README's deploy, run as a runner runs them."""
+
+    shop: Shop
+    steps: dict[str, str]
+
+    def start(self, name: str, **env: str) -> subprocess.Popen[str]:
+        script = self.shop.project.path / "step.sh"
+        script.write_text(self.steps[name] + "\n")
+        env = self.shop.project.environment(env)
+        words = ["bash", "-e", str(script)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(words, cwd=self.shop.project.path, env=env, stdout=pipe, stderr=pipe, text=True)
+
+    def step(self, name: str, **env: str) -> Ran:
+        with self.start(name, **env) as run:
+            out, err = run.communicate()
+        return Ran(run.returncode, out, err)
+
+
+@pytest.fixture
+def deploy(here: Shop) -> Deploy:
     text = (ROOT / "README.md").read_text().partition("A deploy with GitHub Actions:")[2]
-    runs = re.findall(r"^        run: (.*)$", text, re.MULTILINE)[:3]
-    migrate, _, rollback = (tuple(run.replace("scripts/inv ", "").split()) for run in runs)
-    before = here.state()
+    steps = dict(re.findall(r"- name: (.*)\n(?:        if: .*\n)?        run: (.*)$", text, re.MULTILINE)[:3])
+    door = here.project.path / "scripts" / "inv"
+    door.parent.mkdir()
+    door.write_text(f'#!/bin/sh\nexec {shlex.join(here.project.command())} "$@"\n')
+    door.chmod(0o755)
+    return Deploy(here, steps)
+
+
+def test_the_readmes_deploy(deploy: Deploy) -> None:
+    shop = deploy.shop
+    before = shop.state()
     first, second = {"GITHUB_RUN_ID": "1"}, {"GITHUB_RUN_ID": "2"}
-    good = {"INVOKE_DB_MIGRATE": here.migration(GOOD)[2]}
+    good = {"INVOKE_DB_MIGRATE": shop.migration(GOOD)[2]}
     # The tests fail after a good migration.
-    assert here.inv(*migrate, env=first | good).code == 0
-    assert here.inv(*rollback, env=first).code == 0
-    assert here.state() == before
+    assert deploy.step("Migrate", **first, **good).code == 0
+    assert deploy.step("Roll back", **first).code == 0
+    assert shop.state() == before
     # The migration fails and has put things back itself.
-    assert here.inv(*migrate, env=first | {"INVOKE_DB_MIGRATE": "exit 1"}).code == 1
-    assert "rolled back already" in here.inv(*rollback, env=first).err
-    # All goes well; the next deploy is cancelled before it has begun anything.
-    assert here.inv(*migrate, env=first | good).code == 0
-    migrated = here.state()
-    done = here.inv(*rollback, env=second)
-    assert (done.code, "is not this run's" in done.err) == (0, True)
-    assert here.state() == migrated
+    assert deploy.step("Migrate", **first, INVOKE_DB_MIGRATE="exit 1").code == 1
+    assert "rolled back already" in deploy.step("Roll back", **first).err
+    # All goes well; the next deploy, or the same once more, is cancelled before it has begun anything.
+    assert deploy.step("Migrate", **first, **good).code == 0
+    migrated = shop.state()
+    for other in (second, first | {"GITHUB_RUN_ATTEMPT": "2"}):
+        done = deploy.step("Roll back", **other)
+        assert (done.code, "is not this run's" in done.err) == (0, True)
+    assert shop.state() == migrated
     # Whoever sits before a terminal means what they say.
-    assert here.inv(*rollback).code == 0
-    assert here.state() == before
+    assert deploy.step("Roll back").code == 0
+    assert shop.state() == before
 
 
-def test_a_deploy_that_the_runner_cancels(here: Shop) -> None:
-    before = here.state()
-    here.project.environ["GITHUB_RUN_ID"] = "7"
-    run = begun(here)
-    # As a runner does it: SIGINT, seven seconds later SIGTERM, and soon after that an end to all of it.
+def test_the_first_deploy_rolls_nobodys_work_back(deploy: Deploy) -> None:
+    assert deploy.shop.inv("db.backup-pre-migrate", "--formats", "dump").code == 0
+    deploy.shop.sql("insert into orders values (999, 1)")
+    done = deploy.step("Roll back", GITHUB_RUN_ID="1")
+    assert (done.code, "this run (GITHUB_RUN_ID=1) made none" in done.err) == (0, True)
+    assert deploy.shop.sql("select count(*) from orders where id = 999") == "1"
+
+
+def test_a_deploy_that_the_runner_cancels(deploy: Deploy) -> None:
+    shop, mine = deploy.shop, {"GITHUB_RUN_ID": "7"}
+    before = shop.state()
+    run = deploy.start("Migrate", **mine, INVOKE_DB_MIGRATE=shop.migration("delete from orders", "sleep 98")[2])
+    wait_until(lambda: shop.sql("select count(*) from orders") == "0", "the migration to have begun")
+    # As a runner does it, to the step's shell alone: SIGINT, then SIGTERM, and soon after that an end to all of it.
     run.send_signal(signal.SIGINT)
-    wait_until((here.project.backups / ".restoring.json").exists, "the way back")
+    wait_until((shop.project.backups / ".restoring.json").exists, "the way back")
     run.send_signal(signal.SIGTERM)
     run.kill()
     run.communicate()
-    assert here.inv("db.rollback", "--force").code == 0
-    here.is_as_before(before)
+    assert deploy.step("Roll back", **mine).code == 0
+    shop.is_as_before(before)
 
 
 def test_a_migration_that_calls_itself(here: Shop) -> None:
