@@ -11,7 +11,7 @@ from typing import Self
 
 import paramiko
 
-from . import shell, signals
+from . import machine, shell, signals
 from .line import Line
 from .machine import CommandError, Done
 from .model import Command
@@ -45,8 +45,8 @@ class FarProcess:
             threading.Thread(target=self._drain, daemon=True).start()
 
     def lines(self) -> Iterator[bytes]:
-        """Yield what the command prints, line by line, as it comes."""
-        return iter(self.output.readline, b"")
+        """Yield what the command prints, line by line and without their ends, as it comes."""
+        return machine.lines(iter(self.output.some, b""))
 
     def send(self, data: bytes) -> None:
         """Write to the command's standard input; one that has ended is told nothing."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,9 @@ from .model import Command, Digest, Format, Item
 from .sqltext import SqlDump
 
 Progress = Callable[[int], None]
+
+_LINE_END = re.compile(rb"(\r\n|\n|\r)")
+_LONGEST_LINE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Followed(Job, Protocol):
     """A command at work beside us that we listen to."""
 
     def lines(self) -> Iterator[bytes]:
-        """Yield what it prints, line by line, as it comes."""
+        """Yield what it prints, line by line and without their ends, as it comes; it may end before its output does."""
         ...
 
     def stop(self) -> None:
@@ -266,6 +270,29 @@ class Machine(Protocol):
     def cancel(self) -> None:
         """Let what works in the background end soon; nothing is asked of this machine's dumps afterwards."""
         ...
+
+
+def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of what comes in *pieces*, without their ends; a line that is written over is one as well."""
+    held: list[bytes] = []
+    size, over = 0, False
+    for piece in pieces:
+        # The second half of an end whose first was one already.
+        text = piece[1:] if over and piece.startswith(b"\n") else piece
+        over = piece.endswith(b"\r")
+        *ended, rest = _LINE_END.split(text)
+        for line, end in zip(ended[::2], ended[1::2], strict=True):
+            whole = b"".join((*held, line))
+            held, size = [], 0
+            if whole or end != b"\r":
+                yield whole
+        held.append(rest)
+        size += len(rest)
+        if size > _LONGEST_LINE:
+            yield b"".join(held)
+            held, size = [], 0
+    if size:
+        yield b"".join(held)
 
 
 def presence(number: str, identity: Sequence[str]) -> str:

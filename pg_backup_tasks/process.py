@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -11,11 +12,13 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Protocol, Self
 
-from . import shell, signals
+from . import machine, shell, signals
 from .machine import CommandError, Done
 from .model import Command
 
 _LONGEST_SPEECH = 1 << 20
+_PIECE = 1 << 16
+_GLANCE = 100  # milliseconds
 _PATIENCE = 2.0
 _FAREWELL = 1.0
 
@@ -51,6 +54,8 @@ class Process:
             start_new_session=True,
         )
         self._said = b""
+        self._left = False
+        self._listening = threading.Lock()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         self._write(shell.secret_lines(command))
@@ -62,8 +67,24 @@ class Process:
         return Output(self._popen.stdout)
 
     def lines(self) -> Iterator[bytes]:
-        """Yield what the command prints, line by line, as it comes."""
-        return iter(self.output.readline, b"")
+        """Yield what the command prints, line by line and without their ends, as it comes; nothing once it is left."""
+        return machine.lines(self._pieces())
+
+    def _pieces(self) -> Iterator[bytes]:
+        # Something that outlives the command may hold its output open: who waits for the end of that waits in vain.
+        assert self._popen.stdout is not None
+        poll = select.poll()
+        poll.register(self._popen.stdout, select.POLLIN)
+        while True:
+            with self._listening:
+                if self._left:
+                    return
+                if not poll.poll(_GLANCE):
+                    continue
+                piece = os.read(self._popen.stdout.fileno(), _PIECE)
+            if not piece:
+                return
+            yield piece
 
     def send(self, data: bytes) -> None:
         """Write to the command's standard input; one that has ended is told nothing."""
@@ -117,8 +138,10 @@ class Process:
         if self._popen.poll() is None:
             self.stop()
         self._close_input()
+        self._left = True
         if self._popen.stdout:
-            self._popen.stdout.close()
+            with self._listening:
+                self._popen.stdout.close()
         self._listener.join(_PATIENCE)
 
     def _listen(self) -> None:
@@ -220,7 +243,8 @@ class PsqlSession:
         """
         with self._limited(patience):
             # A SELECT and not \echo: only after a query does psql flush what it prints.
-            return self._talk(f"{sql.rstrip().rstrip(';')};\nselect '{self._next_mark()}';\n")[0]
+            # On a line of its own: what is asked may end in a comment.
+            return self._talk(f"{sql.rstrip().rstrip(';')}\n;\nselect '{self._next_mark()}';\n")[0]
 
     def attempt(self, sql: str) -> str | None:
         """Run *sql*; return None, or the server's error where it refuses, the session living on."""

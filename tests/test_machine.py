@@ -30,7 +30,7 @@ from pg_backup_tasks import lock, postgres, shell, url
 from pg_backup_tasks.errors import Failed, Locked
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.line import Lost
-from pg_backup_tasks.machine import CommandError, Load, Machine
+from pg_backup_tasks.machine import CommandError, Load, Machine, lines
 from pg_backup_tasks.model import Command, Digest, Format
 from pg_backup_tasks.postgres import Tools
 
@@ -839,3 +839,8 @@ def test_what_cannot_be_removed_keeps_none_of_the_others(machine: Machine, folde
     with pytest.raises((OSError, CommandError)):
         machine.remove(*map(str, (files[0], stuck, files[1])), str(folder / "gone"))
     assert list(folder.iterdir()) == [stuck]
+
+
+def test_lines_come_whole_and_without_their_ends() -> None:
+    pieces = [b"a\r", b"\nb\r\rc", b"d\n\n", b"x" * (1 << 20), b"yz", b"\r\nend"]
+    assert list(lines(pieces)) == [b"a", b"b", b"cd", b"", b"x" * (1 << 20) + b"yz", b"", b"end"]
