@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +28,8 @@ _LOOK = 0.05
 _LAST_WORDS = 2.0
 _PATIENCE = 3
 _WITHIN = "PG_BACKUP_TASKS_MIGRATES"
-_TIMED_OUT = 124
+_URL = "PG_BACKUP_TASKS_URL"
+_SQL = re.compile(r"(?i)\s*(?:(?:select|values|table)\b|with\s)")
 # Whose dumps and restores would see half a migration, or be kept waiting by it.
 _OTHERS = """
 select coalesce(json_agg(distinct application_name), '[]') from pg_stat_activity
@@ -173,19 +175,44 @@ class _Run:
             presence=desk.machine.presence(),
             run=desk.run,
         )
-        desk.migrations.remember(migration)
         began = monotonic()
         code: int | None = None
         try:
-            code = self._command(self._text, self._timeout)
-            if code:
-                raise Failed(self._why(code))
-            self._smoke()
+            desk.migrations.remember(migration)
+            code = self._command(self._text, "The migration")
+            self._judge(code)
+            # From here on it is migrated: whoever is interrupted before is rolled back, and nobody after.
+            signals.close()
         except TaskError as error:
             return self._roll_back(migration, error, code, began)
-        desk.migrations.ended(migration, "migrated")
+        except Exception as error:  # noqa: BLE001 - whatever it is, a database is not left half migrated
+            desk.report.note(traceback.format_exc())
+            return self._roll_back(migration, Failed(f"The migration broke off: {_sentence(error)}"), code, began)
+        self._note(migration)
         after, changed = self._differences()
         return self._verdict("migrated", code, began, after, changed)
+
+    def _judge(self, code: int) -> None:
+        """Raise unless the command ended well, the database is there, and the check passes that the setting names."""
+        if code:
+            raise Failed(f"The migration ended with exit code {code}.")
+        check = self.desk.settings.smoke
+        with self.desk.connect(self.desk.choice.database) as connection:
+            if _SQL.match(check):
+                self._ask(connection, check)
+                return
+        if check and (code := self._command(check, "The check after the migration")):
+            raise Failed(f"The check after the migration ended with exit code {code}.")
+
+    def _note(self, migration: Migration) -> None:
+        """Write down that it is migrated; where that cannot be done, it is no less migrated, and that is said."""
+        try:
+            self.desk.migrations.ended(migration, "migrated")
+        except (TaskError, OSError) as error:
+            self.desk.report.warn(
+                f"{migration.name} IS MIGRATED, but that could not be written down: {_sentence(error)} Should a task "
+                "say that this migration was cut off, do not roll it back."
+            )
 
     @property
     def _text(self) -> str:
@@ -194,11 +221,6 @@ class _Run:
     @property
     def _timeout(self) -> int:
         return self.desk.settings.migrate_timeout if self.order.timeout is None else self.order.timeout
-
-    def _why(self, code: int) -> str:
-        if code == _TIMED_OUT:
-            return f"The migration had not ended after {duration(self._timeout)}."
-        return f"The migration ended with exit code {code}."
 
     def _verdict(
         self, outcome: str, code: int | None, began: float, after: list[str] | None, changed: Changed | None
@@ -209,17 +231,18 @@ class _Run:
 
     # The command
 
-    def _command(self, text: str, timeout: int) -> int:
-        """Run *text* in the repository, on the very database that was backed up; pass on what it says as it comes."""
-        desk = self.desk
+    def _command(self, text: str, what: str) -> int:
+        """Run *text* in the repository, on the very database that was backed up; pass on what it says as it comes.
+
+        Raises Failed where *what* it is does not end in time.
+        """
+        desk, timeout = self.desk, self._timeout
         desk.report.say(f"Running {text}")
-        # Whatever it reads, it is that database.
-        secrets = tuple((name, desk.choice.url) for name in WANTED)
         desk.report.hide(desk.choice.url)
-        words = ("migrate", desk.settings.root, text, "yes" if desk.machine.name else "")
+        words = ("migrate", desk.settings.root, text, "yes" if desk.machine.name else "", _LAST_WORD)
         # What speaks to people speaks their language.
         env = (*((k, v) for k, v in desk.environ.items() if k.startswith(("LANG", "LC_"))), (_WITHIN, "yes"))
-        command = Command(("sh", "-c", _IN_THE_REPOSITORY, *words), env, secrets)
+        command = Command(("sh", "-c", _IN_THE_REPOSITORY, *words), env, ((_URL, desk.choice.url),))
         with desk.machine.follow(command) as job:
             speaker = threading.Thread(target=_pass_on, args=(job.lines(), desk), daemon=True)
             speaker.start()
@@ -227,35 +250,30 @@ class _Run:
             while (code := job.poll()) is None:
                 if deadline and monotonic() > deadline:
                     job.stop()
-                    code = _TIMED_OUT
-                    break
+                    raise Failed(f"{what} had not ended after {duration(timeout)}.")
                 signals.sleep(_LOOK)
-            code = code if code == _TIMED_OUT else job.wait().code
+            code = job.wait().code
             # What it has left running may hold its output open for ever.
             speaker.join(_LAST_WORDS)
         return code
 
-    def _smoke(self) -> None:
-        """Raise Failed unless the check passes that the setting asks for: SQL that answers, or a command."""
-        check = self.desk.settings.smoke
-        if not check:
-            return
-        if re.match(r"(?i)\s*(select|with|table|values)\b", check):
-            with self.desk.connect(self.desk.choice.database) as connection:
-                try:
-                    answer = connection.session.ask(check)
-                except CommandError as error:
-                    raise Failed(f"The check after the migration failed: {error.message}.") from None
-            if answer.split("\n")[0] in ("f", "false", "0", ""):
-                raise Failed(f"The check after the migration answered {answer or 'nothing'}: {check}")
-        elif code := self._command(check, self._timeout):
-            raise Failed(f"The check after the migration ended with exit code {code}.")
+    def _ask(self, connection: Connection, check: str) -> None:
+        """Raise Failed unless the SQL *check* answers, in time, something else than no."""
+        try:
+            connection.session.ask(f"set statement_timeout = '{self._timeout}s'")
+            # A server that is gone without a word says nothing of time either.
+            answer = connection.session.ask(check, self._timeout + _PATIENCE if self._timeout else None)
+        except CommandError as error:
+            why = postgres.reason(error)
+            raise Failed(f"The check after the migration failed: {why}") from None
+        if answer.split("\n")[0] in ("f", "false", "0", ""):
+            raise Failed(f"The check after the migration answered {answer or 'nothing'}: {check}")
 
     def _differences(self) -> tuple[list[str] | None, Changed | None]:
         """Return the ledger as it is now, and what differs from before, as far as that can be seen soon."""
         try:
             return self._look()
-        except (TaskError, OSError) as error:
+        except (TaskError, OSError, ValueError) as error:
             self.desk.report.note(f"what the migration changed could not be counted: {error}")
             return None, None
 
@@ -287,11 +305,13 @@ class _Run:
                 desk.report.say("Nothing had been written since, so there is nothing to put back.")
             else:
                 back(desk, self.taken, "db.migrate")
-        except (TaskError, OSError) as trouble:
+        except Exception as trouble:  # noqa: BLE001 - whatever it is, this is what must be said of it
+            desk.report.note(traceback.format_exc())
             why = f"{name} is NEITHER MIGRATED NOR ROLLED BACK: {error.message} Then: {_sentence(trouble)}"
             verdict = self._verdict("failed", code, began, after, changed)
             return replace(verdict, why=why, code=5, hint="inv db.rollback --force, now: it puts the database back")
-        with suppress(OSError):
+        # Once more would do no harm.
+        with suppress(TaskError, OSError):
             desk.migrations.ended(migration, "rolled back")
         why = f"{error.message} {name} was rolled back: schema and rows are as before."
         verdict = self._verdict("rolled back", code, began, self.before, changed)
@@ -316,12 +336,20 @@ class _Run:
             return False
 
 
-# Over SSH it is a login shell's, as if typed there: the PATH of nothing less has a pnpm in it.
+# Over SSH it is a login shell's, as if typed there: the PATH of nothing less has a pnpm in it. What that shell reads
+# may name another database and go elsewhere, so that ours has the last word. Any shell understands its one line.
 _IN_THE_REPOSITORY = r"""
 exec 2>&1
 [ "$LC_ALL" != C ] || unset LC_ALL
-cd -- "$1" || exit
-if [ "$3" ]; then exec "${SHELL:-sh}" -l -c "$2"; else exec sh -c "$2"; fi
+export PG_BACKUP_TASKS_ROOT="$1" PG_BACKUP_TASKS_TEXT="$2" PG_BACKUP_TASKS_LAST="$4"
+if [ "$3" ]; then exec "${SHELL:-sh}" -l -c 'exec sh -c "$PG_BACKUP_TASKS_LAST"'; else exec sh -c "$4"; fi
+"""
+_LAST_WORD = rf"""
+cd -- "$PG_BACKUP_TASKS_ROOT" || exit
+for name in {" ".join(WANTED)}; do export "$name=${_URL}"; done
+set -- "$PG_BACKUP_TASKS_TEXT"
+unset name {_URL} PG_BACKUP_TASKS_ROOT PG_BACKUP_TASKS_TEXT PG_BACKUP_TASKS_LAST
+exec sh -c "$1"
 """
 
 
@@ -329,11 +357,13 @@ def _pass_on(lines: Iterator[bytes], desk: Desk) -> None:
     # Where the line is cut, others tell it.
     with suppress(TaskError):
         for line in lines:
-            desk.report.say(line.decode(errors="replace").rstrip("\n"))
+            desk.report.say(line.decode(errors="replace"))
 
 
-def _sentence(error: TaskError | OSError) -> str:
-    return str(error.message) if isinstance(error, TaskError) else f"{error.strerror}."
+def _sentence(error: Exception) -> str:
+    if isinstance(error, TaskError):
+        return str(error.message)
+    return f"{(isinstance(error, OSError) and error.strerror) or error}."
 
 
 def back(desk: Desk, taken: Backup, task: str) -> restore.Result:

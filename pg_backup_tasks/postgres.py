@@ -209,6 +209,11 @@ def explain(error: CommandError, database: Database, doing: str) -> TaskError:
     return Failed(f"Cannot {doing} {database}: {_last_line(said)}")
 
 
+def reason(error: CommandError) -> str:
+    """Return why the server refused a statement, in its own words."""
+    return _last_line(error.done.err)
+
+
 # The tool, the place (which our sentence has named already) and how grave it is.
 _PREFIXES = re.compile(
     r"^(?:(?:psql|pg_dump|pg_restore)(?::[^ ]*)?: (?:error: )?)?"

@@ -16,7 +16,7 @@ from pathlib import Path
 import nasty
 import pytest
 from aftermath import processes, wait_until
-from conftest import ROOT, Project, Ran, Server, slowly
+from conftest import ROOT, TASKS, Project, Ran, Server, slowly
 from sshd import an_sshd
 
 from bench.sshd import HOST, Sshd
@@ -209,8 +209,9 @@ def test_what_had_changed_is_told(here: Shop) -> None:
 
 def test_nothing_is_put_back_where_nothing_was_written(here: Shop) -> None:
     number = here.sql(f"select oid from pg_database where datname = '{here.database}'")
-    done = here.inv("db.migrate", "--command", "exit 7")
+    done = here.inv("db.migrate", "--command", "exit 124")
     assert done.code == 1
+    assert "The migration ended with exit code 124." in done.err
     assert "Nothing had been written since" in done.err
     assert here.sql(f"select oid from pg_database where datname = '{here.database}'") == number
 
@@ -295,14 +296,54 @@ def test_a_check_that_fails_rolls_back(here: Shop, check: str) -> None:
     done = here.inv(*here.migration("delete from orders; delete from drinks where id > 200"))
     assert done.code == 1, done.err
     assert "The check after the migration" in done.err
+    assert ("failed: relation" in done.err) == ("nowhere" in check)
     del here.project.environ["INVOKE_DB_SMOKE"]
     here.is_as_before(before)
 
 
-@pytest.mark.parametrize("check", ["select count(*) = 300 from drinks", "true"])
+@pytest.mark.parametrize("check", ["select count(*) = 300 from drinks -- none is lost", "with-env true"])
 def test_a_check_that_passes(here: Shop, check: str) -> None:
-    done = here.inv(*here.migration(GOOD), env={"INVOKE_DB_SMOKE": check})
+    command = here.project.path / "with-env"
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    path = f"{here.project.path}:{os.environ['PATH']}"
+    done = here.inv(*here.migration(GOOD), env={"INVOKE_DB_SMOKE": check, "PATH": path})
     assert done.code == 0, done.err
+
+
+@pytest.mark.slow
+def test_a_check_that_never_ends_rolls_back(here: Shop) -> None:
+    before = here.state()
+    here.project.environ["INVOKE_DB_SMOKE"] = "select pg_sleep(60)"
+    done = here.inv(*here.migration("delete from orders"), "--timeout", "2")
+    assert done.code == 1, done.err
+    assert "The check after the migration failed: canceling statement due to statement timeout." in done.err
+    assert here.state() == before
+
+
+def test_a_database_that_is_gone_is_not_migrated(here: Shop) -> None:
+    before = here.state()
+    psql = f'{here.server.embedded.bin / "psql"} -Xq "{here.server.url("postgres")}" --command'
+    done = here.inv("db.migrate", "--command", f"{psql} 'drop database {here.database}'")
+    assert done.code == 1, done.err
+    assert "There is no database" in done.err
+    here.is_as_before(before)
+
+
+def test_what_outlives_a_migration_and_holds_its_output(any_shop: Shop) -> None:
+    done = any_shop.inv("db.migrate", "--command", r"setsid sleep 61 & printf '1%%\r2%%\r\nlast'")
+    assert done.code == 0, done.err
+    assert {"1%", "2%", "last"} <= set(done.err.splitlines())
+    for number, words in processes():
+        if words == "sleep 61":
+            os.kill(number, signal.SIGKILL)
+
+
+def test_what_cannot_be_written_down_is_no_less_migrated(here: Shop) -> None:
+    done = here.inv(*here.migration(GOOD, "mkdir backups/postgres/..migrations.json.new"), "--json")
+    assert done.code == 0, done.err
+    assert done.json["outcome"] == "migrated"
+    assert f"{here.database} IS MIGRATED, but that could not be written down: " in done.err
 
 
 # Interrupted
@@ -357,6 +398,65 @@ def test_a_run_that_is_killed_is_told_and_put_back(any_shop: Shop) -> None:
     assert says not in shop.inv("db.list").err
     assert "rolled back already" in shop.inv("db.rollback", "--force").err
     shop.is_as_before(before)
+
+
+def disturbed(shop: Shop, *lines: str) -> None:
+    """Let something happen within the tasks: *lines* are in their tasks.py."""
+    imports = "import os, signal\nfrom pg_backup_tasks import here, migration, signals\n"
+    interrupt = "def interrupt():\n    os.kill(os.getpid(), signal.SIGINT)\n    signals.check()\n"
+    (shop.project.path / "tasks.py").write_text("\n".join((TASKS, imports, interrupt, *lines)))
+
+
+WHILE_WRITING = """
+real = migration.Migrations.remember
+def remember(self, what):
+    real(self, what)
+    if what.state == {state!r}:
+        interrupt()
+migration.Migrations.remember = remember
+"""
+
+
+def test_a_signal_before_it_is_migrated_rolls_back(here: Shop) -> None:
+    disturbed(here, WHILE_WRITING.format(state="under way"))
+    done = here.inv(*here.migration(GOOD))
+    assert done.code == 130, done.err
+    assert "was rolled back: schema and rows are as before." in done.err
+    assert "cut off" not in here.inv("db.list").err
+
+
+def test_a_signal_after_it_is_migrated_comes_too_late(here: Shop) -> None:
+    disturbed(here, WHILE_WRITING.format(state="migrated"))
+    done = here.inv(*here.migration(GOOD))
+    assert done.code == 0, done.err
+    assert here.sql("select count(*) from orders") == "101"
+
+
+def test_trouble_of_any_kind_rolls_back(here: Shop) -> None:
+    disturbed(here, "def follow(*_):\n    raise ValueError('embedded null byte')\nhere.Here.follow = follow")
+    done = here.inv(*here.migration(GOOD))
+    assert done.code == 1
+    assert "The migration broke off: embedded null byte." in done.err
+    assert "was rolled back: schema and rows are as before." in done.err
+    assert "cut off" not in here.inv("db.list").err
+
+
+@pytest.mark.slow
+def test_what_a_login_shell_reads_has_not_the_last_word(
+    here: Shop, tmp_path: Path, request: pytest.FixtureRequest, sshd: Sshd
+) -> None:
+    shop = there(request, here, tmp_path)
+    profiles = [sshd.folder / name for name in (".profile", ".bash_profile")]
+    for profile in profiles:
+        profile.write_text("export DATABASE_URL=postgresql://127.0.0.1:1/other\ncd /\n")
+    done = shop.inv(
+        "db.migrate", "--command", 'pwd; env | grep -c PG_BACKUP_TASKS; [ "$DATABASE_URL" = "$DIRECT_URL" ]'
+    )
+    for profile in profiles:
+        profile.unlink()
+    assert done.code == 0, done.err
+    # Of ours it is told only that it is within a migration.
+    assert done.err.splitlines()[-2:] == [str(tmp_path / "far project"), "1"]
 
 
 def test_a_line_that_is_cut_in_a_migration(here: Shop, tmp_path: Path, request: pytest.FixtureRequest) -> None:
