@@ -16,6 +16,7 @@ from .desk import Connection, Desk
 from .environment import WANTED
 from .errors import Failed, Interrupted, Refused, TaskError, Unreachable
 from .leavings import Mark
+from .loading import Dump
 from .looking import Looker
 from .machine import CommandError
 from .migration import Migration
@@ -93,7 +94,7 @@ def migrate(desk: Desk, order: Order, yes: Consent) -> Verdict:
             switching.settle(desk)
             _refuse_after_another(desk)
             with desk.connect(database) as connection:
-                run = _prepare(desk, order, connection)
+                run = replace(_prepare(desk, order, connection), protected=yes.protects(database.name))
             verdict = run.go()
     except Unreachable:
         # A line that was cut cannot be used to give the lock back either; what there is to say of it is said.
@@ -161,6 +162,7 @@ class _Run:
     before: list[str] | None
     schema: str
     mark: Mark
+    protected: bool = False
 
     def go(self) -> Verdict:
         """Run the command and judge what came of it."""
@@ -309,13 +311,18 @@ class _Run:
             desk.report.note(traceback.format_exc())
             why = f"{name} is NEITHER MIGRATED NOR ROLLED BACK: {error.message} Then: {_sentence(trouble)}"
             verdict = self._verdict("failed", code, began, after, changed)
-            return replace(verdict, why=why, code=5, hint="inv db.rollback --force, now: it puts the database back")
+            return replace(verdict, why=why, code=5, hint=self._one_command)
         # Once more would do no harm.
         with suppress(TaskError, OSError):
             desk.migrations.ended(migration, "rolled back")
         why = f"{error.message} {name} was rolled back: schema and rows are as before."
         verdict = self._verdict("rolled back", code, began, self.before, changed)
         return replace(verdict, why=why, code=error.code if isinstance(error, Interrupted) else 1)
+
+    @property
+    def _one_command(self) -> str:
+        consent = f"--confirm {self.desk.choice.database.name}" if self.protected else "--force"
+        return f"inv db.rollback {consent}, now: it puts the database back"
 
     def _end_its_sessions(self) -> bool:
         """End the sessions that were begun since the migration was; return whether that could be done."""
@@ -372,6 +379,18 @@ def back(desk: Desk, taken: Backup, task: str) -> restore.Result:
     Nothing that the migration has left open or made stands in its way.
     """
     leavings.clear_the_way(desk)
-    dump = verify.open_dump(desk, taken)
+    dump = whole_dump(desk, taken)
     work = restore.Work(desk, looking.Order(), dump, desk.choice.database, task)
     return work.run(Consent(force=True, confirm=desk.choice.database.name))
+
+
+def whole_dump(desk: Desk, taken: Backup) -> Dump:
+    """Return the best dump of a backup that is whole. Raises what is wrong with the best where none is."""
+    troubles: list[TaskError | OSError] = []
+    for format_ in [f for f in Format if f in taken.sizes]:
+        try:
+            return verify.open_dump(desk, replace(taken, chosen=format_))
+        except (Failed, OSError) as trouble:
+            desk.report.warn(_sentence(trouble))
+            troubles.append(trouble)
+    raise troubles[0] if troubles else Failed(f"{taken.name} has no dump file left to restore.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from . import switching, verify
+from . import switching
 from .consent import Consent
 from .desk import Desk
 from .errors import Failed, Refused
 from .looking import Order
-from .migrate import TYPE, back
+from .migrate import TYPE, back, whole_dump
 from .migration import Migration
 from .model import Database, Format
 from .restore import Result, Work
@@ -46,7 +46,7 @@ def rollback(desk: Desk, yes: Consent, wait: float) -> Result | None:
             yes.obtain(desk.report, database.name, f"Put {database.name} back as it was?")
             result = back(desk, backup, _TASK)
         else:
-            dump = verify.open_dump(desk, backup)
+            dump = whole_dump(desk, backup)
             result = Work(desk, Order(), dump, database, _TASK, ready=switching.end_sessions).run(yes)
         if last:
             desk.migrations.ended(last, "rolled back")

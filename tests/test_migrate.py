@@ -501,14 +501,27 @@ def test_a_way_back_that_is_killed_is_gone_once_more(here: Shop) -> None:
     here.is_as_before(before)
 
 
+def damaging(shop: Shop, *names: str) -> str:
+    files = " ".join(f"{shlex.quote(str(shop.project.backups))}/{name}" for name in names)
+    return f"for f in {files}; do echo x >>$f; done; exit 1"
+
+
 def test_neither_is_told_in_the_strongest_words(here: Shop) -> None:
-    damage = f"for f in {shlex.quote(str(here.project.backups))}/*.dump; do echo x >>$f; done; exit 1"
-    done = here.inv(*here.migration("delete from orders", damage))
+    damage = damaging(here, "*.dump", "*.tar", "*.sql", "*.sql.gz")
+    here.project.environ["INVOKE_DB_PROTECTED"] = here.database
+    done = here.inv(*here.migration("delete from orders", damage), "--confirm", here.database)
     assert done.code == 5
     *_, why, tries = done.err.splitlines()
     assert f"{here.database} is NEITHER MIGRATED NOR ROLLED BACK: The migration ended with exit code 1." in why
-    assert tries.startswith("Try: inv db.rollback --force")
+    assert tries.startswith(f"Try: inv db.rollback --confirm {here.database}, now")
     assert here.sql("select count(*) from orders") == "0"
+
+
+def test_one_whole_file_is_enough_to_go_back(here: Shop) -> None:
+    before = here.state()
+    done = here.inv(*here.migration("delete from orders", damaging(here, "*.dump", "*.tar")))
+    assert done.code == 1, done.err
+    assert here.state() == before
 
 
 # Not begun
