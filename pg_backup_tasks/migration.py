@@ -58,13 +58,36 @@ class Migrations:
 
     def remember(self, migration: Migration) -> None:
         """Write down how a migration stands."""
-        others = [asdict(m) for m in self.all() if m.key != migration.key]
-        document = json.dumps([*others, asdict(migration)], indent=2)
-        self.machine.write(f"{self.folder}/{_FILE}", document.encode() + b"\n")
+        self._write([*(m for m in self.all() if m.key != migration.key), migration])
 
     def ended(self, migration: Migration, state: State) -> None:
         """Write down how a migration has ended."""
         self.remember(replace(migration, state=state))
+
+    def replaced(self, database: Database, backup: str) -> None:
+        """Take note that a database has become *backup* as a whole: a migration of it that was cut off is over."""
+        last = self.last(database)
+        if last is None or last.state != "under way":
+            return
+        if backup == last.backup:
+            self.ended(last, "rolled back")
+        else:
+            self._write([m for m in self.all() if m.key != last.key])
+
+    def undone(self, database: Database, task: str, backup: str) -> None:
+        """Take note that a *task*, which had made *backup* of a database, was undone."""
+        last = self.last(database)
+        if last is None or last.backup != backup:
+            return
+        if last.state == "rolled back":
+            self.ended(last, "migrated")
+        elif last.state == "migrated" and task == "db.undo":
+            # That was undone before, and is as it was again.
+            self.ended(last, "rolled back")
+
+    def _write(self, migrations: list[Migration]) -> None:
+        document = json.dumps([asdict(m) for m in migrations], indent=2)
+        self.machine.write(f"{self.folder}/{_FILE}", document.encode() + b"\n")
 
 
 def _migration(found: Any) -> Migration | None:

@@ -24,11 +24,14 @@ from .url import elsewhere
 
 @dataclass(frozen=True)
 class Result:
-    """What a restore did; *seconds* from the answer to the prompt on, *undo* whether `db.undo` takes it back."""
+    """What a restore did; *seconds* from the answer to the prompt on, *undo* whether `db.undo` takes it back.
 
-    backup: str
+    *how* is None where nothing was to be done.
+    """
+
+    backup: str | None
     database: str
-    how: str
+    how: str | None
     seconds: float
     mode: str = Mode.FULL.value
     undo: bool = False
@@ -50,7 +53,10 @@ def restore(desk: Desk, chosen: Backup, order: Order, yes: Consent, task: str = 
         dump = verify.open_dump(desk, chosen, by_itself=order.mode is Mode.DATA_ONLY)
         if not order.owned:
             dump = replace(dump, items=ability.unowned(dump.items))
-        return Work(desk, order, dump, database, task).run(yes)
+        result = Work(desk, order, dump, database, task).run(yes)
+        if order.mode is Mode.FULL and not order.into:
+            desk.migrations.replaced(database, chosen.name)
+        return result
 
 
 def plan(desk: Desk, chosen: Backup, order: Order) -> str:

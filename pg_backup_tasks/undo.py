@@ -29,12 +29,20 @@ def undo(desk: Desk, yes: Consent, wait: float) -> Result:
             raise _nothing(database)
         desk.report.say(f"Undo     {change.task} at {change.at}")
         if change.how == "swap":
-            return _switch_back(desk, change, database, yes)
-        safety = desk.store.by_name(change.before)
-        if safety is None:
-            raise Refused(f"{change.before}, taken before {change.task}, is not there any more.", hint="inv db.list")
-        dump = verify.open_dump(desk, safety)
-        return Work(desk, _order(change, dump), dump, database, _TASK).run(yes)
+            result = _switch_back(desk, change, database, yes)
+        else:
+            result = _restore_safety(desk, change, database, yes)
+        desk.migrations.undone(database, change.task, change.backup)
+        return result
+
+
+def _restore_safety(desk: Desk, change: Change, database: Database, yes: Consent) -> Result:
+    """Put back what was changed in place, from the safety backup taken before. Raises Refused where that is gone."""
+    safety = desk.store.by_name(change.before)
+    if safety is None:
+        raise Refused(f"{change.before}, taken before {change.task}, is not there any more.", hint="inv db.list")
+    dump = verify.open_dump(desk, safety)
+    return Work(desk, _order(change, dump), dump, database, _TASK).run(yes)
 
 
 def plan(desk: Desk) -> str:
