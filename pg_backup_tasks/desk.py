@@ -45,7 +45,9 @@ class Reporter(Protocol):
 
     def say(self, text: str) -> None: ...
 
-    def warn(self, text: str) -> None: ...
+    def warn(self, text: str, *, loud: bool = False) -> None:
+        """Say what somebody should look at; a *loud* one also where only errors are wanted."""
+        ...
 
     def note(self, text: str) -> None:
         """Write to the log only."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from time import monotonic
 
 from . import info as info_
+from . import switching
 from .desk import Desk
 from .errors import Failed, Refused
 from .info import FileInfo
@@ -45,6 +46,7 @@ def fetch(far: Desk, near: Desk, chosen: Backup, wait: float, formats: tuple[For
     Raises Failed where what came is not what was written; then nothing has its name.
     """
     began = monotonic()
+    switching.tell(far)
     wanted = tuple(f for f in Format if f in chosen.sizes and (formats is None or f in formats))
     if not wanted or (chosen.type and not chosen.complete):
         raise Refused(f"{chosen.name} on {far.machine.name} is not whole.", hint="inv db.list shows which are")

@@ -87,9 +87,9 @@ class Report:
         if not self._quiet:
             print(self._clean(text), file=_stderr(), flush=True)
 
-    def warn(self, text: str) -> None:
+    def warn(self, text: str, *, loud: bool = False) -> None:
         self.note(f"warning: {text}")
-        if not self._quiet:
+        if loud or not self._quiet:
             print(self._clean(f"Warning: {text}"), file=_stderr(), flush=True)
 
     def note(self, text: str) -> None:
@@ -312,10 +312,11 @@ class Report:
 
     def restored(self, result: Result, *, counted: bool) -> None:
         """Show what a restore did."""
-        self.note(f"restored {result.backup} into {result.database}")
+        if result.how:
+            self.note(f"restored {result.backup} into {result.database}")
         if self._as_json:
             self._changed(result)
-        else:
+        elif result.how:
             what = {
                 Mode.FULL.value: "every table has",
                 Mode.DATA_ONLY.value: "rows only; every table of the backup has",

@@ -221,7 +221,8 @@ def _tell_of_migrations(desk: Desk) -> None:
         if migration.state == "under way" and not desk.machine.alive(migration.presence):
             desk.report.warn(
                 f"db.migrate of {migration.name} was cut off at {migration.at}: what it left is neither migrated nor "
-                "as before. inv db.rollback puts it back."
+                "as before. inv db.rollback puts it back.",
+                loud=True,
             )
 
 
