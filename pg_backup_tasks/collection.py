@@ -331,8 +331,7 @@ def rollback(
             run.report.planned(workflow.plan(run.desk))
             return None
         result = workflow.rollback(run.desk, run.consent(force, confirm), _seconds(wait))
-        if result:
-            run.report.restored(result, counted=True)
+        run.report.restored(result, counted=True)
         return result
 
     return each(c, host, work, json=json)

@@ -213,7 +213,8 @@ class _Run:
         except (TaskError, OSError) as error:
             self.desk.report.warn(
                 f"{migration.name} IS MIGRATED, but that could not be written down: {_sentence(error)} Should a task "
-                "say that this migration was cut off, do not roll it back."
+                "say that this migration was cut off, do not roll it back: "
+                "a restore of a backup taken from now on ends that."
             )
 
     @property

@@ -16,10 +16,10 @@ from .store import Backup
 _TASK = "db.rollback"
 
 
-def rollback(desk: Desk, yes: Consent, wait: float) -> Result | None:
-    """Put the database back as it was before its last migration; return None where that has been done already.
+def rollback(desk: Desk, yes: Consent, wait: float) -> Result:
+    """Put the database back as it was before its last migration; *how* is None where there is nothing to put back.
 
-    Nor is anything done in a run of CI that did not make the last migration: it is another deploy's, and stands.
+    Nor is there in a run of CI that did not make the last migration: it is another deploy's, and stands.
 
     Raises Refused where no such backup is there, Failed where it is not the one that was taken.
     """
@@ -28,17 +28,9 @@ def rollback(desk: Desk, yes: Consent, wait: float) -> Result | None:
     with desk.at_work(f"{_TASK} of {database.name}", wait):
         switching.settle(desk)
         last = desk.migrations.last(database)
-        if last and last.state == "rolled back":
-            desk.report.say(f"The migration of {last.name} at {last.at} has been rolled back already.")
-            return None
-        if last and last.state == "migrated" and desk.run not in ("", last.run):
-            desk.report.say(
-                f"The last migration of {last.name}, at {last.at}, is not this run's ({desk.run}); it stays as it is."
-            )
-            return None
-        if last is None and desk.run:
-            desk.report.say(f"No migration of {database.name} is remembered here, so this run ({desk.run}) made none.")
-            return None
+        if done := _nothing_to_do(desk, last):
+            desk.report.say(done)
+            return Result(last.backup if last else None, database.name, None, 0)
         backup = _remembered(desk, last) if last else _newest(desk, database)
         if last and last.state == "under way":
             # As its own run would have, had it lived.
@@ -57,20 +49,34 @@ def plan(desk: Desk) -> str:
     """Return what `rollback` would do, as far as that is known without looking."""
     database = desk.choice.database
     last = desk.migrations.last(database)
+    if done := _nothing_to_do(desk, last):
+        return f"Would do nothing. {done}"
     return f"Would restore {(last.backup if last else _newest(desk, database).name)} into {database}."
+
+
+def _nothing_to_do(desk: Desk, last: Migration | None) -> str | None:
+    """Return why nothing is to be put back, None where something is."""
+    if last is None:
+        name = desk.choice.database.name
+        return f"No migration of {name} is remembered here, so this run ({desk.run}) made none." if desk.run else None
+    if last.state == "rolled back":
+        return f"The migration of {last.name} at {last.at} has been rolled back already."
+    if last.state == "migrated" and desk.run not in ("", last.run):
+        return f"The last migration of {last.name}, at {last.at}, is not this run's ({desk.run}); it stays as it is."
+    return None
 
 
 def _remembered(desk: Desk, last: Migration) -> Backup:
     backup = desk.store.by_name(last.backup)
+    # A restore of another ends what was cut off as well.
+    other = "inv db.restore BACKUP, of one that inv db.list shows"
     if backup is None:
-        raise Refused(
-            f"{last.backup}, taken before the migration at {last.at}, is not there any more.", hint="inv db.list"
-        )
+        raise Refused(f"{last.backup}, taken before the migration at {last.at}, is not there any more.", hint=other)
     recorded = backup.info.files.get(Format.DUMP.extension) if backup.info else None
     if recorded is None or recorded.sha256 != last.sha256:
         raise Failed(
             f"{last.backup} is not the backup that was taken before the migration at {last.at}; nothing was touched.",
-            hint=f"inv db.verify {last.backup}",
+            hint=f"inv db.verify {last.backup}; or {other}",
         )
     return backup
 

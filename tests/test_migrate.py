@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nasty
@@ -20,6 +20,9 @@ from conftest import ROOT, TASKS, Project, Ran, Server, slowly
 from sshd import an_sshd
 
 from bench.sshd import HOST, Sshd
+from pg_backup_tasks.here import Here
+from pg_backup_tasks.migration import Migration, Migrations
+from pg_backup_tasks.model import Database
 
 TABLES = """
 create table drinks (id serial primary key, name text);
@@ -385,7 +388,9 @@ def test_a_run_that_is_killed_is_told_and_put_back(any_shop: Shop) -> None:
     run.communicate()
     says = f"db.migrate of {shop.database} was cut off at"
     tries = "inv db.rollback --host prod" if shop.host else "inv db.rollback"
-    for task in (("db.list",), ("db.verify", "latest"), ("db.backup", "--formats", "dump"), ("db.cleanup",)):
+    fetch = [("db.fetch", "latest")] if shop.host else []
+    # Cron's silent task too.
+    for task in (("db.list",), ("db.verify", "latest"), ("db.backup-auto",), ("db.cleanup",), *fetch):
         done = shop.inv(*task)
         assert says in done.err, (task, done.err)
         assert tries in done.err
@@ -587,6 +592,64 @@ def test_a_rollback_with_nothing_remembered(here: Shop) -> None:
     assert done.code == 0, done.err
     assert f"the newest backup of type pre_migrate is {name}" in done.err
     assert here.state() == before
+
+
+@pytest.mark.slow
+def test_a_rollback_that_was_undone_can_be_had_again(here: Shop) -> None:
+    before = here.state()
+    assert here.inv(*here.migration(GOOD)).code == 0
+    for _ in range(2):
+        assert here.inv("db.rollback", "--force").code == 0
+        assert here.state() == before
+        assert "Would do nothing" in here.inv("--dry", "db.rollback").err
+        done = here.inv("db.rollback", "--force", "--json")
+        name = done.json["backup"]
+        nothing = {"backup": name, "database": here.database, "mode": "full", "how": None, "seconds": 0}
+        assert (done.code, done.json) == (0, nothing)
+        assert here.inv("db.undo", "--force").code == 0
+        assert here.sql("select count(*) from orders") == "101"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("type_", ["manual", "pre_migrate"])
+def test_a_restore_ends_what_was_cut_off(here: Shop, type_: str) -> None:
+    before = here.state()
+    assert here.inv("db.backup").code == 0
+    run = begun(here)
+    run.kill()
+    run.communicate()
+    assert here.inv("db.restore", f"latest:{type_}", "--force").code == 0
+    here.is_as_before(before)
+
+
+def test_what_is_remembered_follows_what_is_done(tmp_path: Path) -> None:
+    migrations, database = Migrations(Here(), str(tmp_path)), Database("bar", "localhost")
+    cut_off = Migration("bar", "localhost", 5432, "backup", "sha", "now", "under way", "1")
+    other = replace(cut_off, name="other")
+    migrations.remember(other)
+
+    def now() -> str | None:
+        last = migrations.last(database)
+        return last.state if last else None
+
+    for backup, state in (("backup", "rolled back"), ("another", None)):
+        migrations.remember(cut_off)
+        migrations.undone(database, "db.restore", "backup")
+        assert now() == "under way"
+        migrations.replaced(database, backup)
+        assert now() == state
+    migrations.ended(cut_off, "rolled back")
+    for task, backup, state in (
+        ("db.restore", "another", "rolled back"),
+        ("db.rollback", "backup", "migrated"),
+        ("db.undo", "backup", "rolled back"),
+        ("db.undo", "backup", "migrated"),
+        ("db.restore", "backup", "migrated"),
+    ):
+        migrations.undone(database, task, backup)
+        assert now() == state
+        migrations.replaced(database, "another")
+    assert other in migrations.all()
 
 
 # A deploy
