@@ -71,6 +71,11 @@ class Dump:
         return self.backup.info.tables if self.backup.info else {}
 
     @property
+    def tables(self) -> frozenset[str]:
+        """Its tables by `schema.table`, as far as anybody knows."""
+        return frozenset(self.rows) or frozenset(item.table for item in self.items if item.kind == "TABLE")
+
+    @property
     def has_ids(self) -> bool:
         """Whether its objects can be told apart for pg_restore: it is an archive, and we could list it."""
         return self.format.is_archive and any(item.id for item in self.items)

@@ -156,8 +156,8 @@ class Looker:
 
     def _lost(self, connection: Connection) -> list[str]:
         """Return the tables the backup lacks, as far as it says which it has."""
-        rows = self.dump.rows
-        return sorted(t for t in catalog.table_names(connection.session) if t not in rows) if rows else []
+        tables = self.dump.tables
+        return sorted(set(catalog.table_names(connection.session)) - tables) if tables or self.dump.items else []
 
     def _refuse_what_is_there(self, objects: int, present: Present) -> None:
         name = self.database.name

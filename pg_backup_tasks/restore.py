@@ -21,6 +21,8 @@ from .store import Backup
 from .units import listed
 from .url import elsewhere
 
+_NAMED = 10
+
 
 @dataclass(frozen=True)
 class Result:
@@ -138,10 +140,11 @@ class Work:
         say(f"From     {self._origin()}")
         if found is None:
             say(f"Into     {self.database}, which is missing and will be created")
+            say(f"Becomes  {self._becomes(None)}")
             return
         say(f"Into     {self.database}{'' if found.objects else ', which is empty'}{_contents(found)}")
-        if found.lost:
-            say(f"Lost     what the backup lacks: {listed(found.lost)}; and whatever has changed since")
+        say(f"Becomes  {self._becomes(found)}")
+        say(f"Lost     {self._lost(found)}")
         if found.left_alone:
             say(f"Alone    {listed(list(found.left_alone))}")
         say(f"How      {self._how(found)}")
@@ -154,6 +157,34 @@ class Work:
             ago = age if age in ("now", "future") else f"{age} ago"
             when = f"{ago} ({created.strftime('%Y-%m-%d %H:%M:%S UTC')})"
         return f"{info.database.name} on {info.database.host or 'a local socket'}, {when}" if info else when
+
+    def _becomes(self, found: Found | None) -> str:
+        dump, mode = self.dump, self.order.mode
+        rows = f", {sum(dump.rows.values()):,} rows" if dump.rows else ""
+        tables = f"{len(dump.tables)} tables" if dump.tables else "nobody knows how many tables"
+        if found and mode is Mode.DATA_ONLY:
+            replaced = found.part.counted if found.part else None
+            return f"the backup's rows in {len(replaced or ())} tables; all else stays as it is"
+        if found and mode is Mode.TABLE:
+            made = [".".join(table) for table in found.tables if table not in self.order.dropped]
+            gone = [".".join(table) for table in self.order.dropped]
+            parts = [f"the backup's {listed(made, _NAMED)}"] if made else []
+            parts += [f"without {listed(gone, _NAMED)}"] if gone else []
+            return "; ".join(parts)
+        if mode is Mode.SCHEMA_ONLY:
+            return f"the structure in the backup, {tables} without any rows"
+        return f"all that is in the backup, {tables}{rows}"
+
+    def _lost(self, found: Found) -> str:
+        if not found.objects:
+            return "nothing"
+        if self.order.mode is Mode.DATA_ONLY:
+            return "what has changed in these rows since the backup"
+        if self.order.mode is Mode.TABLE:
+            return "what these tables are and hold now"
+        lacking = f"what the backup lacks: {listed(found.lost)}; and " if found.lost else ""
+        rest = "all rows" if self.order.mode is Mode.SCHEMA_ONLY else "whatever has changed since the backup"
+        return lacking + rest
 
     def _how(self, found: Found) -> str:
         if self.order.into:

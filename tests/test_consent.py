@@ -13,6 +13,7 @@ import nasty
 import pytest
 from aftermath import wait_until
 from benches import Bench
+from conftest import clean_environ
 
 from pg_backup_tasks.consent import Consent
 from pg_backup_tasks.errors import Refused
@@ -119,6 +120,51 @@ def test_the_question_says_all_that_matters(bench: Bench, answer: str, code: int
         assert word in screen, word
     assert (bench.server.sql("select to_regclass('later') is null", database) == "t") is (code == 0)
     assert ("Nothing was changed." in screen) is (code == 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "becomes", "lost"),
+    [
+        ((), "all that is in the backup, 2 tables, 9 rows", "whatever has changed since the backup"),
+        (
+            ("--schema-only", "--clean"),
+            "the structure in the backup, 2 tables without any rows",
+            "what the backup lacks: public.later; and all rows",
+        ),
+        (
+            ("--data-only",),
+            "the backup's rows in 2 tables; all else stays as it is",
+            "what has changed in these rows since the backup",
+        ),
+        (("--table", "t"), "the backup's public.t", "what these tables are and hold now"),
+    ],
+    ids=["all", "structure", "rows", "table"],
+)
+def test_every_mode_says_what_will_be_and_what_is_lost(
+    bench: Bench, flags: tuple[str, ...], becomes: str, lost: str
+) -> None:
+    database = bench.create("create table t (id int); insert into t select generate_series(1, 9); create table u ()")
+    name = bench.backup(database, "--formats", "dump")
+    if "--clean" in flags:
+        bench.server.sql("create table later (id int)", database)
+    said = bench.restore(name, database, *flags).err.splitlines()
+    told = [line for line in said if line.startswith(("Becomes", "Lost"))]
+    assert told == [
+        f"Becomes  {becomes}",
+        f"Lost     {lost}",
+    ]
+
+
+@pytest.mark.parametrize(("format_", "option"), [("dump", "-Fc"), ("sql", "-Fp")])
+def test_a_dump_of_one_table_says_which_others_are_lost(bench: Bench, format_: str, option: str) -> None:
+    database = bench.create("create table t (id int); create table precious (id int)")
+    path = bench.project.path / f"t.{format_}"
+    command = [str(bench.server.embedded.bin / "pg_dump"), option, "-t", "t", "-f", str(path)]
+    environ = {**clean_environ(), **bench.server.embedded.environment(database)}
+    subprocess.run(command, env=environ, check=True)
+    done = bench.restore(str(path), database)
+    assert done.code == 0, done.err
+    assert "Lost     what the backup lacks: public.precious;" in done.err
 
 
 def test_the_name_is_typed(bench: Bench) -> None:
