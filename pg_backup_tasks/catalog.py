@@ -144,7 +144,12 @@ select json_build_object(
     select coalesce(json_object_agg(v.name, v.trusted or not v.superuser), '{}')
     from pg_available_extensions e join pg_available_extension_versions v
       on v.name = e.name and v.version = e.default_version),
-  'settable', (select json_agg(name) from pg_settings where context = 'user'))
+  'settable', (select json_agg(lower(name)) from pg_settings where context = 'user'),
+  'parameters', to_regclass('pg_catalog.pg_parameter_acl') is not null)
+"""
+# Since 15 others than superusers may be granted some.
+_GRANTED_PARAMETERS = """
+select coalesce(json_agg(lower(parname)), '[]') from pg_parameter_acl where has_parameter_privilege(parname, 'SET')
 """
 # Whether a session *a* of pg_stat_activity is ours to end: anybody's for a superuser, else those of roles whose rights
 # we have, which to be able to become them is not.
@@ -403,6 +408,8 @@ def role_names(session: Session) -> set[str]:
 def role(session: Session) -> Role:
     """Return who is connected, and what there is for it to name."""
     found = answer(session, _ROLE)
+    if found.pop("parameters"):
+        found["settable"] += answer(session, _GRANTED_PARAMETERS)
     found |= {key: frozenset(found[key]) for key in ("roles", "settable")}
     return Role(**found)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nasty
 import pytest
+from benches import Bench
 from conftest import Server, clean_environ
 from described import but
 
@@ -63,7 +64,8 @@ def test_objects(found: Item, certain: bool) -> None:
         (INFO, True),
         (but(owner="other"), False),
         (but(owner="bar", settings=[Setting(None, "work_mem", "1MB")]), True),
-        (but(owner="bar", settings=[Setting(None, "app.tenant", "1")]), True),
+        (but(owner="bar", settings=[Setting(None, "app.tenant", "1")]), False),
+        (but(owner="bar", settings=[Setting(None, "Work_Mem", "1MB")]), True),
         (but(owner="bar", settings=[Setting(None, "log_statement", "all")]), False),
         (but(owner="bar", settings=[Setting("other", "work_mem", "1MB")]), False),
         (but(owner="bar", acl=["=Tc/bar", "bar=CTc/bar"]), True),
@@ -122,3 +124,26 @@ def test_all_that_a_plain_owner_has_made_it_can_make_again(
     items = list(contents.entries.values())
     assert ability.doubts(items, but(owner=owner.name), role) == []
     assert ability.missing_roles(items, role) == []
+
+
+@pytest.mark.parametrize(
+    "major", [pytest.param(15, marks=pytest.mark.slow), pytest.param(17, marks=pytest.mark.slow), 18]
+)
+def test_a_setting_of_ones_own_is_not_lost(bench_of: Callable[[int], Bench], major: int) -> None:
+    bench = bench_of(major)
+    owner = nasty.make_owner(bench.server, createdb=True)
+    database = bench.create("create table t (id int)", f"owner {owner.name}")
+    bench.server.sql(f"alter table t owner to {owner.name}; alter database {database} set app.tenant to 'x'", database)
+    url = owner.url(bench.server, database)
+    bench.project.use(url)
+    name = bench.project.inv("db.backup", "--json", "--formats", "dump").json["name"]
+    settings = "select setconfig from pg_db_role_setting join pg_database d on d.oid = setdatabase where datname = "
+    ways = []
+    for grant in ("", f"grant set on parameter app.tenant to {owner.name}"):
+        bench.server.sql(grant)
+        done = bench.restore(name, database, url=url)
+        assert done.code == 0, done.err
+        assert bench.server.sql(settings + f"'{database}'") == "{app.tenant=x}"
+        ways.append(done.json["how"])
+    assert ways == ["in place", "swap"]
+    bench.server.sql(f"revoke set on parameter app.tenant from {owner.name}")
