@@ -396,8 +396,9 @@ def database_exists(session: Session, name: str) -> bool:
 
 def transaction_status(session: Session, number: int) -> str:
     """Return `committed`, `aborted` or `in progress`; empty for one that the server no longer knows of."""
-    # What lies too far back is no longer known, and what a server never gave out is an error.
-    return session.ask(f"select pg_xact_status('{number}')")
+    # What lies too far back is no longer known; to ask for what a server, made anew, never gave out is an error.
+    given_out = f"'{number}'::xid8 < pg_current_xact_id()"
+    return session.ask(f"select case when {given_out} then pg_xact_status('{number}') end")
 
 
 def role_names(session: Session) -> set[str]:

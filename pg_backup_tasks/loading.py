@@ -33,6 +33,9 @@ _OURS_TO_SET = frozenset({"lock_timeout"})
 _HEAD = frozenset({"ENCODING", "STDSTRINGS", "SEARCHPATH"})
 _LOOK = 0.02
 _SIZE_EVERY = 0.5
+_TOLD = re.compile(
+    r"(?:(?:psql|pg_restore)[^ ]*: )?(?:(?:error|warning): .*|(?:ERROR|FATAL|PANIC|WARNING|DETAIL|HINT): )", re.DOTALL
+)
 # What a server can lack, and how it comes by it.
 _MISSING = {
     r'^role "[^"]*" does not exist': "create the role (create role NAME), then run it again",
@@ -154,10 +157,9 @@ def _load_side_by_side(desk: Desk, dump: Dump, target: Target, tools: Tools) -> 
                 looked = now
                 gauge.update({dump.format.extension: catalog.size(connection.session)})
         done = job.wait()
+    desk.report.note(_told(done.err) or f"pg_restore took {dump.path}")
     if done.code:
-        desk.report.note(done.err)
         raise _refusal(CommandError(command, done), connection.database)
-    desk.report.note(f"pg_restore: {done.err.strip()}" if done.err.strip() else f"pg_restore took {dump.path}")
 
 
 def _load_as_one_stream(desk: Desk, dump: Dump, target: Target) -> None:
@@ -194,7 +196,7 @@ def _load_as_one_stream(desk: Desk, dump: Dump, target: Target) -> None:
         finally:
             desk.machine.remove(desk.journal.list_path)
     if done.code:
-        desk.report.note(done.err)
+        desk.report.note(_told(done.err))
         raise _refusal(CommandError(command, done), connection.database)
     for statement in properties.refused(done.err, target.properties):
         _say_refused(desk, statement)
@@ -229,6 +231,11 @@ def _after(dump: Dump, target: Target) -> str:
         return middle
     end = "set local synchronous_commit to on;\ncommit;\n"
     return middle + catalog.check_rows(rows) + properties.leniently(target.properties) + end
+
+
+def _told(said: str) -> str:
+    """Return what went wrong, without the statements and rows it went wrong at: there may be passwords in them."""
+    return "\n".join(line for line in said.splitlines() if _TOLD.match(line))
 
 
 def _refusal(error: CommandError, database: Database) -> TaskError:

@@ -198,13 +198,18 @@ def settle(desk: Desk) -> None:
         return
     with loading.maintenance(desk, database) as server:
         loading.clear_scratch(desk, server)
-        if was_made(desk, server, change):
+        made = was_made(desk, server, change)
+        if made:
             conclude(desk, server, change)
             desk.report.say(
                 f"{_cut_off(change)} It had been done: {change.name} is what it was to be; inv db.undo takes it back."
             )
+            return
+        desk.journal.end()
+        if made is None:
+            gone = f"{change.name} or its server has been made anew since then, so nobody can say whether it was done."
+            desk.report.warn(f"{_cut_off(change)} {gone}")
         else:
-            desk.journal.end()
             desk.report.say(f"{_cut_off(change)} {change.name} is as it was before.")
 
 
@@ -230,18 +235,20 @@ def _cut_off(change: Change) -> str:
     return f"{change.task} on {change.name} was cut off at {change.at}."
 
 
-def was_made(desk: Desk, server: Connection, change: Change) -> bool:
-    """Whether the server has committed a change that was begun."""
+def was_made(desk: Desk, server: Connection, change: Change) -> bool | None:
+    """Whether the server has committed a change that was begun; None where it cannot know of it any more."""
     if change.how == "swap":
         return catalog.database_exists(server.session, change.before)
     transaction = desk.journal.transaction()
     if transaction is None:
         return False
+    if not catalog.database_exists(server.session, change.name):
+        return None
     # The number is this database's server's; a session of the dead run may still be ending.
     with desk.connect(elsewhere(server.database, change.name)) as connection:
         while (status := catalog.transaction_status(connection.session, transaction)) == "in progress":
             signals.sleep(_AGAIN * 10)
-    return status == "committed"
+    return status == "committed" if status else None
 
 
 def undo_the_mark(server: Connection, change: Change) -> None:

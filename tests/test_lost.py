@@ -252,3 +252,25 @@ def test_what_is_kept_aside_is_listed(bench: Bench) -> None:
     listed = bench.project.inv("db.list").out
     assert f"Kept aside: {aside['before']}" in listed
     assert "inv db.undo puts it back" in listed
+
+
+@pytest.mark.parametrize("format_", ["dump", "sql"])
+def test_a_password_in_a_statement_that_fails_reaches_no_log(bench: Bench, format_: str) -> None:
+    role, password = f"map_{secrets.token_hex(4)}", f"secret_{secrets.token_hex(4)}"
+    bench.server.sql(f"create role {role}")
+    mapping = f"create user mapping for {role} server far options (user 'u', password '{password}')"
+    far = "create foreign data wrapper w; create server far foreign data wrapper w"
+    database = bench.create(f"{far}; {mapping}; create function f() returns int language sql as 'select 1'")
+    name = bench.backup(database, "--formats", format_)
+    bench.server.sql(f"drop user mapping for {role} server far; drop role {role}", database)
+    path = bench.project.backups / f"{name}.{format_}"
+    # Without its .info nobody has listed it: the load itself meets what is missing.
+    path.with_suffix(".info").unlink()
+    raw = path.read_bytes() if format_ == "sql" else b""
+    if raw:
+        path.write_bytes(raw.replace(b"OPTIONS (\n", b"OPTIONS (nonsense \n"))
+    done = bench.restore(str(path), database)
+    assert done.code == 1, done.err
+    written = [p.read_text(errors="replace") for p in bench.project.path.rglob("*log*") if p.is_file()]
+    assert any("ERROR" in text for text in written)
+    assert [text for text in [done.out, done.err, *written] if password in text] == []

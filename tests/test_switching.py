@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import subprocess
 import threading
@@ -121,3 +122,25 @@ def test_a_session_on_what_is_kept_aside(bench: Bench) -> None:
             undone = bench.project.inv("db.undo", "--force")
         assert undone.code == 0, undone.err
         assert bench.server.sql("select count(*) from t", database) == "2"
+
+
+def cut_off(bench: Bench, database: str, backup: str, transaction: int) -> None:
+    """Leave behind what a restore in place leaves that has died."""
+    change = {"name": database, "host": "127.0.0.1", "port": bench.server.embedded.port, "task": "db.restore of x"}
+    change |= {"backup": backup, "how": "in place", "before": "backup_pre_restore_20260101_000000"}
+    change |= {"at": "2026-01-01T00:00:00Z", "bytes": 1, "presence": "1|x"}
+    (bench.project.backups / ".restoring.json").write_text(json.dumps(change))
+    (bench.project.backups / ".restoring.transaction").write_text(f"{transaction}\n")
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["server made anew", "database dropped"])
+def test_a_restore_that_nobody_knows_of_any_more_is_in_nobodys_way(bench: Bench, there: bool) -> None:
+    database = bench.create("create table t (id int)")
+    name = bench.backup(database, "--formats", "dump")
+    cut_off(bench, database, name, 999_999_999 if there else 700)
+    if not there:
+        bench.server.sql(f"drop database {database}")
+    done = bench.restore(name, database)
+    assert done.code == 0, done.err
+    assert "nobody can say whether it was done" in done.err
+    assert bench.project.hidden_files() == []
