@@ -156,6 +156,12 @@ select coalesce(json_agg(lower(parname)), '[]') from pg_parameter_acl where has_
 OURS_TO_END = """(current_setting('is_superuser') = 'on' or (
     not (select rolsuper from pg_roles where oid = a.usesysid)
     and (pg_has_role(a.usesysid, 'USAGE') or pg_has_role('pg_signal_backend', 'USAGE'))))"""
+# What would be lost with a database *d*, and is no use to another that has its name.
+_BOUND = """'slots', (select coalesce(json_agg(slot_name order by slot_name), '[]') from pg_replication_slots
+    where database = d.datname and not temporary),
+  'subscriptions', (select coalesce(json_agg(subname order by subname), '[]') from pg_subscription
+    where subdbid = d.oid),
+  'prepared', (select coalesce(json_agg(gid order by gid), '[]') from pg_prepared_xacts where database = d.datname)"""
 # What would be lost with the database, or kept from being made again, whoever asks for it.
 _PRESENT = """
 select json_build_object(
@@ -165,11 +171,7 @@ select json_build_object(
   'ours', pg_has_role(d.datdba, 'USAGE'),
   'tables', (select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relkind in ('r', 'p') and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'),
-  'slots', (select coalesce(json_agg(slot_name order by slot_name), '[]') from pg_replication_slots
-    where database = d.datname and not temporary),
-  'subscriptions', (select coalesce(json_agg(subname order by subname), '[]') from pg_subscription
-    where subdbid = d.oid),
-  'prepared', (select coalesce(json_agg(gid order by gid), '[]') from pg_prepared_xacts where database = d.datname),
+  {bound},
   'strangers', (select coalesce(json_agg(distinct a.usename), '[]') from pg_stat_activity a
     where a.datid = d.oid and a.usesysid is not null and a.pid <> pg_backend_pid() and not {ours_to_end}),
   'sessions', (select count(*) from pg_stat_activity a where a.datid = d.oid and a.backend_type = 'client backend'
@@ -257,7 +259,16 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Present:
+class Bound:
+    """What stays with a database that gives its name away, and would be lost with it."""
+
+    slots: list[str]
+    subscriptions: list[str]
+    prepared: list[str]
+
+
+@dataclass(frozen=True)
+class Present(Bound):
     """A database that a restore is to change: its size, what would be lost with it, whose sessions cannot be ended."""
 
     bytes: int
@@ -265,9 +276,6 @@ class Present:
     template: bool
     ours: bool
     tables: int
-    slots: list[str]
-    subscriptions: list[str]
-    prepared: list[str]
     strangers: list[str]
     sessions: int
 
@@ -417,7 +425,13 @@ def role(session: Session) -> Role:
 
 def present(session: Session) -> Present:
     """Return what a restore needs to know of the database that is there."""
-    return Present(**answer(session, _PRESENT.format(ours_to_end=OURS_TO_END)))
+    return Present(**answer(session, _PRESENT.format(bound=_BOUND, ours_to_end=OURS_TO_END)))
+
+
+def bound(session: Session, name: str) -> Bound:
+    """Return what would be lost with the database *name*."""
+    sql = f"select json_build_object({_BOUND}) from pg_database d where d.datname = {literal(name)}"
+    return Bound(**answer(session, sql))
 
 
 def available_extensions(session: Session) -> set[str]:

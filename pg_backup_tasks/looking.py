@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import ability, catalog, data_only, emptying, loading, single_tables
+from . import ability, catalog, data_only, emptying, loading, single_tables, switching
 from .ability import Role
 from .catalog import Present
 from .desk import Connection, Desk
@@ -68,20 +68,6 @@ class Order:
     def replaces(self) -> bool:
         """Whether what is there gives way as a whole."""
         return self.mode in (Mode.FULL, Mode.SCHEMA_ONLY)
-
-
-def refuse_what_would_be_lost(database: Database, present: Present) -> None:
-    """Raise Refused where the database that is there has what stays with it, and is no use to another."""
-    for lost, what, remedy in (
-        (present.slots, "replication slot", "select pg_drop_replication_slot('{}')"),
-        (present.subscriptions, "subscription", "drop subscription {}"),
-        (present.prepared, "prepared transaction", "rollback prepared '{}'"),
-    ):
-        if lost:
-            raise Refused(
-                f"{database.name} has the {what} {lost[0]}, which would be lost.",
-                hint=remedy.format(lost[0]) + ", if nobody needs it any more",
-            )
 
 
 @dataclass(frozen=True)
@@ -170,7 +156,7 @@ class Looker:
                 f"{name} is not empty, and its rows would be lost: it holds {objects} tables, views and the like.",
                 hint="--clean --schema-only drops what is there",
             )
-        refuse_what_would_be_lost(self.database, present)
+        switching.refuse_what_would_be_lost(name, present)
 
     def refuse_missing(self, role: Role) -> None:
         """Raise Failed where the server lacks what the dump's objects need."""

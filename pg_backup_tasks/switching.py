@@ -12,10 +12,10 @@ from datetime import datetime
 from time import monotonic
 
 from . import catalog, loading, signals
-from .catalog import Present
+from .catalog import Bound, Present
 from .crew import Crew
 from .desk import Connection, Desk
-from .errors import Failed, TaskError
+from .errors import Failed, Refused, TaskError
 from .journal import Change, How
 from .machine import CommandError
 from .model import STAMP, Database
@@ -43,6 +43,20 @@ def free_name(desk: Desk, server: Connection, name: str) -> str:
     while catalog.database_exists(server.session, free := aside_name(name, desk.clock())):
         desk.sleep(_NEXT_SECOND)
     return free
+
+
+def refuse_what_would_be_lost(name: str, bound: Bound) -> None:
+    """Raise Refused where the database that is there has what stays with it, and is no use to another."""
+    for lost, what, remedy in (
+        (bound.slots, "replication slot", "select pg_drop_replication_slot('{}')"),
+        (bound.subscriptions, "subscription", "drop subscription {}"),
+        (bound.prepared, "prepared transaction", "rollback prepared '{}'"),
+    ):
+        if lost:
+            raise Refused(
+                f"{name} has the {what} {lost[0]}, which would be lost.",
+                hint=remedy.format(lost[0]) + ", if nobody needs it any more",
+            )
 
 
 def begun(
@@ -82,6 +96,8 @@ def switch(desk: Desk, server: Connection, change: Change, fresh: str, finish: C
         begin(server)
         with sending_away(desk, server, change.name, fresh) as rename:
             rename(change.name, change.before)
+            # Nobody can come in any more, nor leave anything more behind.
+            refuse_what_would_be_lost(change.name, catalog.bound(server.session, change.before))
             server.session.ask(f"comment on database {aside} is {literal(mark)}")
             rename(fresh, change.name)
         finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 
-from . import catalog, loading, looking, switching, units, verify
+from . import catalog, loading, switching, units, verify
 from .consent import Consent
 from .desk import Connection, Desk
 from .errors import Refused
@@ -99,7 +99,7 @@ def _redo(desk: Desk, server: Connection, change: Change, database: Database) ->
         return None
     with desk.connect(database) as connection:
         present = catalog.present(connection.session)
-        looking.refuse_what_would_be_lost(database, present)
+        switching.refuse_what_would_be_lost(database.name, present)
         now, _ = catalog.describe(connection.session, database)
     what = f"{units.counted(present.tables, 'table')}, {units.size(present.bytes)}"
     desk.report.say(f"Into     {database}: {what}, kept aside for a redo")

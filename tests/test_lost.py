@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,6 +68,31 @@ def test_what_no_dump_holds_is_not_lost(
     bench.server.sql(gone, database)
     done = bench.restore(name, database, env={"INVOKE_DB_IN_PLACE": in_place})
     assert done.code == 0, done.err
+
+
+@pytest.mark.slow
+def test_what_comes_while_it_loads_is_not_lost(there: tuple[Bench, str, str]) -> None:
+    bench, database, _ = there
+    bench.server.sql("insert into t select generate_series(1, 200000)", database)
+    name = bench.backup(database, "--formats", "dump")
+    over = threading.Event()
+
+    def subscribe() -> None:
+        while not over.wait(0.01):
+            if bench.leftovers():
+                bench.server.sql("select pg_create_logical_replication_slot('late', 'pgoutput')", database)
+                return
+
+    other = threading.Thread(target=subscribe)
+    other.start()
+    done = bench.restore(name, database)
+    over.set()
+    other.join()
+    assert done.code == 2, done.err
+    assert "replication slot late" in done.json["error"]
+    assert bench.server.sql("select count(*) from t", database) == "200001"
+    assert bench.leftovers() == ""
+    bench.server.sql("select pg_drop_replication_slot('late')", database)
 
 
 @pytest.fixture
