@@ -204,11 +204,13 @@ def plan(session: Session, items: Sequence[Item], tables: Mapping[str, int] | No
     _refuse(choice.problems + list(_obstacles(state, choice)))
     wanted = frozenset(choice.wanted)
     counted = frozenset(t["shown"] for t in state["tables"] if t["chosen"])
+    places = [t["place"] for t in state["tables"]]
     part = Part(
         wanted=lambda item: (item.kind, item.schema, item.name) in wanted,
-        before=relied_on.hold([t["place"] for t in state["tables"]]) + _said(_aside(state)),
+        before=relied_on.hold(places) + _said(_aside(state)),
         after=_after(state, tables or {}),
         counted=counted,
+        replaced=tuple(places),
     )
     return part, _left_alone(present, choice, items, found["large_objects"])
 

@@ -329,7 +329,7 @@ _CHECK_KEPT = """
   end if;
 """
 # A migration may have taken along the language in which the rest is written.
-_HEAD = """set local client_min_messages to 'warning';
+LANGUAGE = """set local client_min_messages to 'warning';
 select 'create extension plpgsql' where not exists (select from pg_language where lanname = 'plpgsql') \\gexec
 """
 # A kind's name in comments, and in grants.
@@ -428,7 +428,7 @@ def empty(extensions: Iterable[str]) -> str:
     check = _CHECK.format(obstacles=there + _REFUSE, staying=there + _STAYING)
     steps = check + _run(there + _DROPS) + _CHECK_KEPT
     rest = "".join(_run(there + part) for part in (_SCHEMAS, _DEFAULTS, _GRANTS, _EXTENSIONS))
-    return _HEAD + "".join(f"do {literal(_BLOCK.format(steps=part))};\n" for part in (steps, rest))
+    return LANGUAGE + "".join(f"do {literal(_BLOCK.format(steps=part))};\n" for part in (steps, rest))
 
 
 def locks() -> str:

@@ -41,6 +41,7 @@ _MISSING = {
     r'^role "[^"]*" does not exist': "create the role (create role NAME), then run it again",
     r'^extension "[^"]*" is not available': "install the extension on the server, then run it again",
     r"^out of shared memory": "raise max_locks_per_transaction on the server",
+    r"^Others have (?:written|made)": "stop the applications, then run it again",
     r"No space left on device": "make room where the server keeps its data",
 }
 
@@ -88,13 +89,15 @@ class Dump:
 class Part:
     """What of a dump is wanted, and the SQL before and after it in the same transaction.
 
-    *counted* are the tables (`schema.name`) whose rows must then be as recorded, None for all of them.
+    *counted* are the tables (`schema.name`) whose rows must then be as recorded, *replaced* those, as SQL names them,
+    whose rows give way; None for all of them.
     """
 
     wanted: Callable[[Item], bool]
     before: str = ""
     after: str = ""
     counted: frozenset[str] | None = None
+    replaced: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Order:
 
     With *owned* everything gets the owners and grants it had; else whoever restores owns it all, and the database keeps
     its own. *dropped* (schema and name) are tables that go together with those named, and were not there before.
+    With *heedful* a change in place ends where others have written what its own safety backup may not have.
     """
 
     mode: Mode = Mode.FULL
@@ -47,6 +48,7 @@ class Order:
     wait: float = 0
     owned: bool = True
     dropped: tuple[tuple[str, str], ...] = ()
+    heedful: bool = False
 
     def check(self) -> None:
         """Raise Refused where the flags exclude each other."""

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
 
-from . import ability, analysis, backup, catalog, loading, signals, switching, units, verify
+from . import ability, analysis, backup, catalog, loading, signals, switching, units, verify, written
 from .consent import Consent
 from .desk import Connection, Desk
 from .errors import Failed, Refused, Unreachable
@@ -20,6 +20,7 @@ from .postgres import identifier
 from .store import Backup
 from .units import listed
 from .url import elsewhere
+from .written import Written
 
 _NAMED = 10
 
@@ -47,6 +48,7 @@ def restore(desk: Desk, chosen: Backup, order: Order, yes: Consent, task: str = 
     Raises Refused where nobody says yes or it cannot work, Failed where the file is damaged or does not load.
     """
     order.check()
+    order = replace(order, heedful=True)
     database = order.target(desk.choice.database)
     yes.check(database.name)
     task = task or f"db.restore of {chosen.name}"
@@ -278,12 +280,13 @@ class Work:
             loading.load(desk, self.dump, target)
             analysis.analyze(desk, connection)
             return
+        seen = written.look(connection.session, _replaced(found)) if self.order.heedful else None
         order = backup.Order(SAFETY, f"Before {self.task}", (Format.DUMP,))
         safety = backup.at_work(desk, order, connection)
         change = self._change(found, "in place", safety.name)
         journal.begin(change)
         try:
-            loading.load(desk, self.dump, replace(target, opening=self._opening(journal)))
+            loading.load(desk, self.dump, replace(target, opening=self._opening(journal, seen)))
             switching.conclude(desk, connection, change)
         except BaseException:
             switching.abandon(desk, connection, change)
@@ -295,18 +298,22 @@ class Work:
         change = switching.begun(self.desk, self.database, task, backup_, found.present, how, before, comment)
         return replace(change, mode=self.order.mode.value, tables=found.tables)
 
-    def _opening(self, journal: Journal) -> str:
+    def _opening(self, journal: Journal, seen: Written | None) -> str:
         """Return what psql says first in a transaction: its number into a file, and how long it waits for locks."""
         return (
             f"\\o {_psql_literal(journal.transaction_path)}\n"
             "copy (select pg_current_xact_id()) to stdout;\n"
             "\\o /dev/null\n"
             f"set local lock_timeout = '{self.desk.settings.lock_timeout}s';\n"
-        )
+        ) + (seen.hold() if seen else "")
 
 
 def _contents(found: Found) -> str:
     return f": {found.present.tables} tables, {units.size(found.present.bytes)}" if found.objects else ""
+
+
+def _replaced(found: Found) -> tuple[str, ...] | None:
+    return found.part.replaced if found.part else None
 
 
 def _psql_literal(text: str) -> str:

@@ -188,6 +188,7 @@ def plan(
         before=found.hold(places) + drop + _default_grants(state["grants"], "revoke"),
         after="set client_encoding to 'UTF8';\n" + _default_grants(state["grants"], "grant"),
         counted=frozenset(item.table for item in selection.items if item.kind == "TABLE DATA"),
+        replaced=tuple(places),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import monotonic
 
 from . import catalog, loading, switching, units, verify
@@ -42,7 +43,7 @@ def _restore_safety(desk: Desk, change: Change, database: Database, yes: Consent
     if safety is None:
         raise Refused(f"{change.before}, taken before {change.task}, is not there any more.", hint="inv db.list")
     dump = verify.open_dump(desk, safety)
-    return Work(desk, _order(change, dump), dump, database, _TASK).run(yes)
+    return Work(desk, replace(_order(change, dump), heedful=True), dump, database, _TASK).run(yes)
 
 
 def plan(desk: Desk) -> str:

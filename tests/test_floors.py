@@ -19,7 +19,7 @@ HOUSE = {
     "pure": "hiding definitions sqltext archive url environment machine shell posix postgres ability properties "
     "emptying retention",
     "places": "settings signals embedded bulk process here openssh line far there lock crew store journal migration "
-    "catalog premise desk hosts",
+    "catalog premise written desk hosts",
     "workflows": "consent loading analysis data_only single_tables dumps verify switching backup looking leavings "
     "restore undo cleanup migrate rollback fetch pull",
     "face": "report beside running collection __init__",

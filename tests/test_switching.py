@@ -144,3 +144,41 @@ def test_a_restore_that_nobody_knows_of_any_more_is_in_nobodys_way(bench: Bench,
     assert done.code == 0, done.err
     assert "nobody can say whether it was done" in done.err
     assert bench.project.hidden_files() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [(), ("--data-only",), ("--table", "log")], ids=["all", "rows", "table"])
+def test_what_others_have_written_meanwhile_is_in_the_safety_backup_or_still_there(
+    bench: Bench, mode: tuple[str, ...]
+) -> None:
+    rows = "insert into t select generate_series(1, 50000)"
+    database = bench.create(f"create table log (i int); create table t (id int); {rows}")
+    name = bench.backup(database, "--formats", "dump")
+    written: list[int] = []
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            try:
+                bench.server.sql(f"set lock_timeout = '50ms'; insert into log values ({len(written)})", database)
+            except AssertionError:
+                continue
+            written.append(len(written))
+            # Once it has been taken, whatever is written is missing in it.
+            if list(bench.project.backups.glob("backup_pre_restore_*.info")):
+                return
+
+    other = threading.Thread(target=write)
+    other.start()
+    done = bench.restore(name, database, *mode, env={"INVOKE_DB_IN_PLACE": "true"})
+    over.set()
+    other.join()
+    if done.code == 0:
+        assert bench.project.inv("db.undo", "--force").code == 0
+    else:
+        assert "Others have written to public.log" in done.json["error"]
+        assert "stop the applications" in done.json["try"]
+    kept = bench.server.json("select coalesce(json_agg(i order by i), '[]') from log", database)
+    assert set(written) <= set(kept)
+    quiet = bench.restore(name, database, *mode, env={"INVOKE_DB_IN_PLACE": "true"})
+    assert quiet.code == 0, quiet.err
