@@ -97,7 +97,7 @@ def backup(
     description: str = "Manual backup",
     formats: str = _FORMATS,
     wait: str = "0",
-    host: str = "",
+    host: str | None = None,
     json: bool = False,
 ) -> Info | None:
     """Take a backup: all formats from one snapshot, checked and whole."""
@@ -114,7 +114,12 @@ def backup(
     },
 )
 def backup_auto(
-    c: Context, formats: str = _FORMATS, cleanup: bool = False, wait: str = "0", host: str = "", json: bool = False
+    c: Context,
+    formats: str = _FORMATS,
+    cleanup: bool = False,
+    wait: str = "0",
+    host: str | None = None,
+    json: bool = False,
 ) -> Info | None:
     """Take a backup of type auto, for cron: silent when all is well."""
 
@@ -128,7 +133,7 @@ def backup_auto(
     help={"formats": "which files to make, separated by commas", "wait": _WAIT, "host": _HOST, "json": _JSON},
 )
 def backup_pre_migrate(
-    c: Context, formats: str = _FORMATS, wait: str = "0", host: str = "", json: bool = False
+    c: Context, formats: str = _FORMATS, wait: str = "0", host: str | None = None, json: bool = False
 ) -> Info | None:
     """Take a backup of type pre_migrate, before a migration."""
     return each(c, host, lambda run: _take(run, "pre_migrate", "Before a migration", formats, wait), json=json)
@@ -161,7 +166,7 @@ def restore(
     into: str = "",
     confirm: str = "",
     wait: str = "0",
-    host: str = "",
+    host: str | None = None,
     json: bool = False,
 ) -> Result | None:
     """Make the database what a backup holds, all of it or none; db.undo takes it back."""
@@ -196,7 +201,7 @@ def _mode(data_only: bool, schema_only: bool, tables: tuple[str, ...]) -> Mode:
 
 @task(help={"force": _FORCE, "confirm": _CONFIRM, "wait": _WAIT, "host": _HOST, "json": _JSON})
 def undo(
-    c: Context, force: bool = False, confirm: str = "", wait: str = "0", host: str = "", json: bool = False
+    c: Context, force: bool = False, confirm: str = "", wait: str = "0", host: str | None = None, json: bool = False
 ) -> Result | None:
     """Put the database back as it was before the last restore; again to redo."""
 
@@ -234,7 +239,7 @@ def cleanup(
     keep: str | None = None,
     confirm: str = "",
     wait: str = "0",
-    host: str = "",
+    host: str | None = None,
     json: bool = False,
 ) -> Shelf | None:
     """Remove the backups that no rule keeps, and say why each other one stays."""
@@ -296,7 +301,7 @@ def migrate(
     timeout: str = "",
     confirm: str = "",
     wait: str = "0",
-    host: str = "",
+    host: str | None = None,
     json: bool = False,
 ) -> Outcome | None:
     """Back up, migrate, check; on any failure put the database back exactly as it was."""
@@ -320,7 +325,7 @@ def migrate(
 
 @task(help={"force": _FORCE, "confirm": _CONFIRM, "wait": _WAIT, "host": _HOST, "json": _JSON})
 def rollback(
-    c: Context, force: bool = False, confirm: str = "", wait: str = "0", host: str = "", json: bool = False
+    c: Context, force: bool = False, confirm: str = "", wait: str = "0", host: str | None = None, json: bool = False
 ) -> Result | None:
     """Restore the backup that the last db.migrate began with."""
 
@@ -341,7 +346,7 @@ def rollback(
 def list_(
     c: Context,
     type: str | None = None,  # noqa: A002 - the flag's name
-    host: str = "",
+    host: str | None = None,
     json: bool = False,
 ) -> list[Backup] | None:
     """Show the backups, newest first: age, size, database, files, whole or not."""
@@ -374,7 +379,7 @@ def verify(
     backup: str,
     restore: bool = False,
     wait: str = "0",
-    host: str = "",
+    host: str | None = None,
     json: bool = False,
 ) -> list[Verdict] | None:
     """Read every byte of a backup and say whether it is whole; with --restore, prove it."""
@@ -414,7 +419,7 @@ def _proofs(run: Run, word: str, found: list[Backup], wait: float) -> list[Verdi
 
 
 @task(help={"backup": _BACKUP, "host": _FROM, "wait": _WAIT, "json": _JSON})
-def fetch(c: Context, backup: str, host: str = "", wait: str = "0", json: bool = False) -> Fetched | None:
+def fetch(c: Context, backup: str, host: str | None = None, wait: str = "0", json: bool = False) -> Fetched | None:
     """Bring a host's backup home into backups/HOST, every byte compared."""
 
     def work(run: Run) -> Fetched:
@@ -440,7 +445,7 @@ def fetch(c: Context, backup: str, host: str = "", wait: str = "0", json: bool =
 )
 def pull(
     c: Context,
-    host: str = "",
+    host: str | None = None,
     fresh: bool = False,
     force: bool = False,
     confirm: str = "",

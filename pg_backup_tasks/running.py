@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -166,7 +167,13 @@ def _interactive() -> bool:
 
 
 def each(
-    c: Context, host: str, work: Callable[[Run], R], *, json: bool = False, quiet: bool = False, alone: bool = False
+    c: Context,
+    host: str | None,
+    work: Callable[[Run], R],
+    *,
+    json: bool = False,
+    quiet: bool = False,
+    alone: bool = False,
 ) -> R | None:
     """Do *work* here, or on the host, or on each of several side by side; return what it returned, if there is one.
 
@@ -198,7 +205,7 @@ def _telling(c: Context, *, json: bool, quiet: bool) -> Iterator[tuple[Settings,
     try:
         with interruptible():
             _refuse_stray_words()
-            prefix = settings_.FABRICS if type(c.config).prefix == "fabric" else settings_.PREFIX
+            prefix = settings_.FABRICS if _is_fabrics(c) else settings_.PREFIX
             settings = settings_.load(c.config.get("db", {}), os.environ, Path.cwd(), prefix)
             if not c.config.run.dry:
                 report = Report(as_json=json, quiet=quiet, log=settings.under_root(settings.log))
@@ -238,15 +245,33 @@ def sentence(error: OSError) -> str:
     return f"{where}{error.strerror or error}."
 
 
-def _hosts(c: Context, host: str) -> list[str]:
+def _hosts(c: Context, host: str | None) -> list[str]:
     """Return the hosts that are asked for, by --host or by Fabric's own -H; none for this machine."""
-    fabrics = getattr(c, "original_host", "")
-    if host and fabrics:
+    fabrics = _fabrics_host(c)
+    if host is not None and fabrics is not None:
         raise Refused("Fabric's -H and --host both name a host.", hint="one of them")
-    names = [name.strip() for name in host.split(",")] if host else []
+    flag, asked = ("-H", fabrics) if host is None else ("--host", host)
+    if asked is None:
+        return []
+    names = [name.strip() for name in asked.split(",")]
+    # What is meant for another machine, by a variable that is not set, must not be done on this one.
     if not all(names):
-        raise Refused(f"--host {host} names no host in one of its places.", hint="--host one,another")
-    return [fabrics] if fabrics else list(dict.fromkeys(names))
+        raise Refused(f"{flag} {asked!r} names no host in one of its places.", hint=f"{flag} one,another")
+    return list(dict.fromkeys(names))
+
+
+def _fabrics_host(c: Context) -> str | None:
+    """Return the host that Fabric's -H names, None where there is no -H."""
+    words = sys.argv[1:] if _is_fabrics(c) else []
+    # To Fabric an empty one is none.
+    if {("-H", ""), ("--hosts", "")} & {*pairwise(words)} or {"-H=", "--hosts="} & {*words}:
+        return ""
+    host: str | None = getattr(c, "original_host", None)
+    return host
+
+
+def _is_fabrics(c: Context) -> bool:
+    return bool(type(c.config).prefix == "fabric")
 
 
 def _plan_far(settings: Settings, report: Report, hosts: list[str]) -> None:

@@ -339,6 +339,22 @@ def test_the_code_of_several(pair: Pair) -> None:
     assert pair.inv("db.list", "--host", "prod,,twin").code == 2
 
 
+def test_no_host_is_not_this_machine(ready: Project) -> None:
+    done = ready.inv("db.restore", "latest", "--force", "--host", "")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "--host '' names no host in one of its places.\nTry: --host one,another\n"
+    ran = fab(ready, "-H", "", "db.list")
+    assert (ran.returncode, ran.stderr.splitlines()[0]) == (2, "-H '' names no host in one of its places.")
+
+
+def fab(project: Project, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run `fab -c tasks ARGS`."""
+    command = [sys.executable, "-m", "fabric", "-c", "tasks", *args]
+    return subprocess.run(
+        command, cwd=project.path, env=project.environment(), capture_output=True, text=True, check=False
+    )
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, *slowly(signal.SIGINT, signal.SIGKILL)])
 def test_several_hosts_end_together(pair: Pair, signum: signal.Signals) -> None:
     with pair.locked():
@@ -366,22 +382,15 @@ def test_dry_opens_no_connection(pair: Pair) -> None:
 
 
 def test_fab_is_the_same_for_one_host_after_another(pair: Pair) -> None:
-    fab = [sys.executable, "-m", "fabric", "-c", "tasks", "-H", "prod,twin", "db.backup", "--formats", "dump"]
     shutil.copy(pair.near.path / "invoke.yaml", pair.near.path / "fabric.yaml")
     (pair.near.path / "invoke.yaml").unlink()
-    done = subprocess.run(
-        fab, cwd=pair.near.path, env=pair.near.environment(), capture_output=True, text=True, check=False
-    )
+    done = fab(pair.near, "-H", "prod,twin", "db.backup", "--formats", "dump")
     assert done.returncode == 0, done.stderr
     assert list(pair.far.backups.glob("*.dump"))
     assert list((pair.far.path / "backups/of the twin").glob("*.dump"))
-    both = [*fab[:-3], "db.list", "--host", "prod"]
-    done = subprocess.run(
-        both, cwd=pair.near.path, env=pair.near.environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    wrong = pair.near.environment({"FABRIC_DB_LOCK_TIMEOUT": "soon"})
-    done = subprocess.run(fab, cwd=pair.near.path, env=wrong, capture_output=True, text=True, check=False)
+    assert fab(pair.near, "-H", "prod", "db.list", "--host", "prod").returncode == 2
+    pair.near.environ["FABRIC_DB_LOCK_TIMEOUT"] = "soon"
+    done = fab(pair.near, "-H", "prod", "db.list")
     assert done.returncode == 2
     assert "FABRIC_DB_LOCK_TIMEOUT" in done.stderr
 
