@@ -175,16 +175,20 @@ class Line:
                     return
 
     def _listen(self) -> None:
-        heard = time.monotonic()
-        while not self._closed.is_set() and time.monotonic() - heard < _SILENCE:
+        while not self._closed.is_set() and time.monotonic() - self._heard < _SILENCE:
             try:
                 data = self._keeper.recv(64)
             except TimeoutError:
                 continue
             if not data:
                 break
-            heard = time.monotonic()
         self._give_up()
+
+    @property
+    def _heard(self) -> float:
+        """When the last byte came: on a slow line the keeper's answers wait behind whatever else is to come."""
+        last: float = max(connection.transport.sock.heard for connection in list(self._connections))
+        return last
 
     def _give_up(self) -> None:
         if not self._closed.is_set() and not self._lost.is_set():
@@ -287,8 +291,7 @@ class _Transports:
         if isinstance(sock, socket.socket):
             # Much is asked in few bytes: nothing is to wait for the answer to what went before.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock = _Buffered(sock)
-        transport = paramiko.Transport(sock, **options)
+        transport = paramiko.Transport(_Buffered(sock), **options)
         wanted = transport.get_security_options()
         known = {kind for kind, _ in self._known.good}
         kinds = [k for k in wanted.key_types if k in known or (k in _RSA and "ssh-rsa" in known)]
@@ -299,16 +302,21 @@ class _Transports:
 
 
 class _Buffered:
-    """A socket that takes what has come at once: paramiko asks for each packet twice, and each time waits its turn."""
+    """A socket that takes what has come at once: paramiko asks for each packet twice, and each time waits its turn.
 
-    def __init__(self, sock: socket.socket) -> None:
+    *heard* is when the last of it came.
+    """
+
+    def __init__(self, sock: Any) -> None:
         self._socket = sock
         self._ahead = memoryview(b"")
+        self.heard = time.monotonic()
 
     def recv(self, size: int) -> bytes:
         """Return up to *size* bytes, nothing at the end; as a socket does."""
         if not self._ahead:
             self._ahead = memoryview(self._socket.recv(_AT_ONCE))
+            self.heard = time.monotonic()
         taken, self._ahead = self._ahead[:size], self._ahead[size:]
         return bytes(taken)
 

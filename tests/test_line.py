@@ -6,6 +6,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,6 +140,23 @@ def test_more_commands_at_once_than_sshd_allows(sshd: Sshd) -> None:
     finally:
         there.close()
     wait_until(lambda: not any(f"sleep\0{name}" in commands() for name in names), "the end of all")
+
+
+@pytest.mark.slow
+def test_a_line_is_not_lost_while_anything_comes_over_it(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "_SILENCE", 3.0)
+    lasting = line_to(sshd)
+    there = There(HOST, lasting)
+    try:
+        # On a slow line its answers come late, behind all else; here they do not come at all.
+        os.killpg(int(lasting.keeper), signal.SIGSTOP)
+        talk = "n=0; while [ $n -lt 8 ]; do n=$((n + 1)); echo $n; sleep 1; done"
+        assert there.run(Command(("sh", "-c", talk))).out.split()[-1] == "8"
+        with pytest.raises(Unreachable, match="was lost"):
+            there.run(Command(("sleep", "60")))
+    finally:
+        os.killpg(int(lasting.keeper), signal.SIGKILL)
+        there.close()
 
 
 def commands() -> str:
