@@ -18,7 +18,7 @@ from paramiko.agent import Agent
 from paramiko.auth_strategy import AuthSource, AuthStrategy, InMemoryPrivateKey
 
 from . import openssh, posix, signals
-from .errors import TaskError, Unreachable
+from .errors import Refused, TaskError, Unreachable
 from .openssh import KnownKeys, Route
 
 # How a question that must not be echoed is asked; None where there is nobody to ask.
@@ -28,6 +28,7 @@ _BEAT = 1.5
 _SILENCE = 10.0
 _AGAIN = 0.2
 _SOON = 10.0
+_MOST_JUMPS = 8
 _PIECE = 1 << 15
 _AT_ONCE = 1 << 18
 # Fewer and larger packets than usual; a larger window makes paramiko slower.
@@ -206,15 +207,24 @@ def _close(connection: fabric.Connection) -> None:
         _close(gateway)
 
 
-def connect(name: str, *, config: str, patience: int, ask: AskSecret, given: dict[str, Any]) -> fabric.Connection:
+def connect(
+    name: str, *, config: str, patience: int, ask: AskSecret, given: dict[str, Any], jumps: int = 0
+) -> fabric.Connection:
     """Return a connection to *name* as OpenSSH's configuration has it, its host key known.
 
-    *given* are keyword arguments for paramiko's connect() that the caller has from Fabric. Raises Unreachable.
+    *given* are keyword arguments for paramiko's connect() that the caller has from Fabric; *jumps* is how many hosts'
+    own jumps have led to this one. Raises Unreachable.
     """
+    if jumps > _MOST_JUMPS:
+        raise Refused(f"ProxyJump of {name} leads round in a circle.", hint=f"ssh -G {name} says what it is")
     route = openssh.route(name, config)
-    via: fabric.Connection | str | None = route.proxy or None
+    via: fabric.Connection | None = None
     for jump in route.jumps:
-        via = _open(openssh.route(jump, config), via, patience, ask, {})
+        # The way to the first is its own configuration's affair; to each other one it leads through the one before.
+        if via:
+            via = _open(openssh.route(jump, config), via, patience, ask, {})
+        else:
+            via = connect(jump, config=config, patience=patience, ask=ask, given={}, jumps=jumps + 1)
     return _open(route, via, patience, ask, _said_by_hand(route, given))
 
 
@@ -227,7 +237,7 @@ def _said_by_hand(route: Route, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open(
-    route: Route, via: fabric.Connection | str | None, patience: int, ask: AskSecret, given: dict[str, Any]
+    route: Route, via: fabric.Connection | None, patience: int, ask: AskSecret, given: dict[str, Any]
 ) -> fabric.Connection:
     known = openssh.known_keys(route)
     seconds = route.patience or patience
@@ -240,6 +250,8 @@ def _open(
     }
     if not given.keys() & {"pkey", "key_filename", "password", "auth_strategy"}:
         arguments["auth_strategy"] = _Keys(route, ask)
+    if route.proxy and not via:
+        arguments["sock"] = openssh.through(route.proxy)
     connection = fabric.Connection(
         route.host,
         user=route.user,
@@ -288,7 +300,7 @@ class _Transports:
         self._known = known
 
     def __call__(self, sock: Any, **options: Any) -> paramiko.Transport:
-        if isinstance(sock, socket.socket):
+        if isinstance(sock, socket.socket) and sock.family != socket.AF_UNIX:
             # Much is asked in few bytes: nothing is to wait for the answer to what went before.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport = paramiko.Transport(_Buffered(sock), **options)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import socket
 import subprocess
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +112,22 @@ def known_keys(route: Route) -> KnownKeys:
             elif not words[0].startswith("@") and len(words) > 2:
                 good.add((words[1], words[2]))
     return KnownKeys(frozenset(good), frozenset(revoked))
+
+
+def through(command: str) -> socket.socket:
+    """Run a ProxyCommand as OpenSSH does, by the user's shell; return our end of it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        # In a session of its own: Ctrl-C is for us, who still have things to say over there.
+        proxy = subprocess.Popen(
+            (os.environ.get("SHELL") or "/bin/sh", "-c", f"exec {command}"),
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    threading.Thread(target=proxy.wait, daemon=True).start()
+    return ours
 
 
 def _ask(program: str, *arguments: str, good: Sequence[int] = (0,)) -> str:

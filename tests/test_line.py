@@ -130,6 +130,32 @@ def test_through_other_hosts(sshd: Sshd) -> None:
             assert "The host key of second" in refused(c)
 
 
+def test_a_jump_that_has_jumps_of_its_own(sshd: Sshd) -> None:
+    text = (
+        sshd.words(HOST, sshd.port, ProxyJump="behind")
+        + sshd.words("behind", sshd.port, ProxyJump="first")
+        + sshd.words("first", sshd.port)
+    )
+    with configured(sshd, text) as c:
+        assert reached(c) == "hello"
+    with configured(sshd, text.replace("Host first\n", "Host first\n  UserKnownHostsFile /dev/null\n")) as c:
+        assert "The host key of first" in refused(c)
+    with (
+        configured(sshd, text.replace("Host first\n", f"Host first\n  ProxyJump {HOST}\n")) as c,
+        pytest.raises(Refused, match="leads round in a circle"),
+    ):
+        reached(c)
+
+
+def test_a_command_that_leads_there(sshd: Sshd) -> None:
+    chatter = "head -c 300000 /dev/zero >&2; exec ssh"
+    command = f"${{NOT_SET:-sh}} -c '{chatter} -F {sshd.config} -W %h:%p {HOST}'"
+    with configured(sshd, sshd.words(HOST, sshd.port, ProxyCommand=command)) as c:
+        assert reached(c) == "hello"
+    with configured(sshd, sshd.words(HOST, sshd.port, ProxyCommand="true")) as c:
+        assert "cannot be reached" in refused(c)
+
+
 def test_more_commands_at_once_than_sshd_allows(sshd: Sshd) -> None:
     there = There(HOST, line_to(sshd))
     names = [f"9{secrets.randbelow(10**8):08}" for _ in range(12)]
