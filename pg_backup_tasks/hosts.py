@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import line, settings
+from . import line, openssh, settings
 from .errors import Refused
 from .line import AskSecret, Line
 from .model import Command
@@ -40,6 +40,11 @@ def find(known: Settings, name: str) -> Host:
         protected=entry.pop("protected", False),
         own=entry,
     )
+
+
+def reached_as(host: Host, user: str, port: str) -> Host:
+    """Return the host as it is reached by this user and at this port, where they are given."""
+    return replace(host, ssh=openssh.at(host.ssh, user, port)) if user or port else host
 
 
 def connect(known: Settings, host: Host, ask: AskSecret, given: dict[str, Any]) -> There:

@@ -16,6 +16,10 @@ from .errors import Failed, Refused
 
 _NONE = frozenset({"", "none"})
 _SOON = 10
+# An address of IPv6 that has no brackets has no port either.
+_PLACE = re.compile(
+    r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<v6>[^][]+)\]|(?P<host>[^][:/]+|[^][:/]*:[^][:/]*:[^][/]*))(?::(?P<port>\d+))?/?"
+)
 _TOKEN = re.compile(r"%([%dhnpru])")
 
 
@@ -54,6 +58,26 @@ class KnownKeys:
     revoked: frozenset[str]
 
 
+def at(name: str, user: str = "", port: str = "") -> str:
+    """Return *name* with another user and port, where they are given."""
+    found = _PLACE.fullmatch(name)
+    if not found:
+        return name
+    who, host, port = user or found["user"], found["v6"] or found["host"], port or found["port"]
+    before = f"{who}@" if who else ""
+    return f"ssh://{before}{f'[{host}]' if ':' in host else host}:{port}" if port else f"{before}{host}"
+
+
+def _destination(name: str) -> tuple[str, ...]:
+    """Return *name* as words for ssh, to which a colon belongs to the host's name, and brackets are nothing."""
+    found = _PLACE.fullmatch(name)
+    if not found:
+        return ("--", name)
+    host = found["v6"] or found["host"]
+    port = ("-p", found["port"]) if found["port"] else ()
+    return (*port, "--", f"{found['user']}@{host}" if found["user"] else host)
+
+
 def route(name: str, config: str = "") -> Route:
     """Return how OpenSSH would reach *name*: an alias, a host, `user@host`, `user@host:port` or an `ssh://` URL.
 
@@ -62,10 +86,8 @@ def route(name: str, config: str = "") -> Route:
     """
     if not name or name.startswith("-") or re.search(r"[\s\x00-\x1f\x7f]", name):
         raise Refused(f"{name!r} is no host.", hint="--host NAME, as in `ssh NAME`")
-    # As Fabric has it; to ssh that would be a host with a colon in its name.
-    asked = f"ssh://{name}" if re.fullmatch(r"[^:/]+:\d+", name) else name
     said: dict[str, list[str]] = {}
-    for line in _ask("ssh", *(("-F", config) if config else ()), "-G", "--", asked).splitlines():
+    for line in _ask("ssh", *(("-F", config) if config else ()), "-G", *_destination(name)).splitlines():
         key, _, value = line.partition(" ")
         said.setdefault(key.lower(), []).append(value)
 

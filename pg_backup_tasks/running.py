@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import sys
@@ -187,7 +188,7 @@ def each(
         if alone and len(hosts) > 1:
             raise Refused("What comes from several hosts cannot all go into one database.", hint="--host ONE")
         if hosts and c.config.run.dry:
-            _plan_far(settings, report, hosts)
+            _plan_far(report, [_host(c, settings, name) for name in hosts])
             return None
         if len(hosts) > 1:
             _side_by_side(c, report, hosts, work, json=json, quiet=quiet)
@@ -274,13 +275,28 @@ def _is_fabrics(c: Context) -> bool:
     return bool(type(c.config).prefix == "fabric")
 
 
-def _plan_far(settings: Settings, report: Report, hosts: list[str]) -> None:
+def _host(c: Context, settings: Settings, name: str) -> Host:
     from . import hosts as hosts_
 
-    for name in hosts:
-        host = hosts_.find(settings, name)
+    host = hosts_.find(settings, name)
+    if not _fabrics_host(c):
+        return host
+    # Fabric has taken them off the name.
+    usual: dict[str, str] = getattr(c, "ssh_config", {})
+    user, port = str(getattr(c, "user", "")), str(getattr(c, "port", ""))
+    return hosts_.reached_as(
+        host,
+        user if user != usual.get("user", getpass.getuser()) else "",
+        port if port != usual.get("port", "22") else "",
+    )
+
+
+def _plan_far(report: Report, hosts: list[Host]) -> None:
+    for host in hosts:
         where = f" in {host.project}" if host.project else ""
-        report.planned(f"Would do it on {name} (ssh {host.ssh}){where}, as if typed there; nothing was connected to.")
+        report.planned(
+            f"Would do it on {host.name} (ssh {host.ssh}){where}, as if typed there; nothing was connected to."
+        )
 
 
 def _at(c: Context, settings: Settings, report: Report, name: str, work: Callable[[Run], R]) -> R:
@@ -293,7 +309,7 @@ def _at(c: Context, settings: Settings, report: Report, name: str, work: Callabl
         return work(Run(report, near, near, None, dry=dry))
     from . import hosts as hosts_
 
-    host = hosts_.find(settings, name)
+    host = _host(c, settings, name)
     report.speak_of(name)
     machine = _reach(c, settings, report, host)
     try:

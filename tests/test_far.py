@@ -389,6 +389,8 @@ def test_fab_is_the_same_for_one_host_after_another(pair: Pair) -> None:
     assert list(pair.far.backups.glob("*.dump"))
     assert list((pair.far.path / "backups/of the twin").glob("*.dump"))
     assert fab(pair.near, "-H", "prod", "db.list", "--host", "prod").returncode == 2
+    done = fab(pair.near, "--dry", "-H", "deploy@prod:2222", "db.list")
+    assert f"Would do it on prod (ssh ssh://deploy@{HOST}:2222) in " in done.stdout + done.stderr
     pair.near.environ["FABRIC_DB_LOCK_TIMEOUT"] = "soon"
     done = fab(pair.near, "-H", "prod", "db.list")
     assert done.returncode == 2

@@ -226,6 +226,29 @@ def test_what_openssh_says_is_what_holds(tmp_path: Path) -> None:
     assert (by_url.host, by_url.port, by_url.user) == ("db.example", 99, "someone")
 
 
+@pytest.mark.parametrize(
+    ("name", "user", "port", "asked"),
+    [
+        ("prod", "", "", "prod"),
+        ("prod", "root", "", "root@prod"),
+        ("a@prod", "root", "2222", "ssh://root@prod:2222"),
+        ("a@prod:22", "", "", "ssh://a@prod:22"),
+        ("ssh://a@prod:22/", "root", "", "ssh://root@prod:22"),
+        ("::1", "", "", "::1"),
+        ("[::1]", "a", "", "a@::1"),
+        ("[::1]:22", "", "", "ssh://[::1]:22"),
+        ("a@fe80::1", "", "22", "ssh://a@[fe80::1]:22"),
+    ],
+)
+def test_a_host_with_another_user_and_port(name: str, user: str, port: str, asked: str) -> None:
+    assert openssh.at(name, user, port) == asked
+
+
+def test_an_address_in_brackets() -> None:
+    found = openssh.route("someone@[::1]:99", "/dev/null")
+    assert (found.host, found.port, found.user) == ("::1", 99, "someone")
+
+
 def test_a_host_that_runs_no_commands() -> None:
     with an_sshd(more="ForceCommand false\n") as sshd:
         assert refused(sshd.config).startswith("far lets us in, but runs no commands for us.\nTry: ssh far true")
