@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import socket
@@ -9,13 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import fabric
 import paramiko
 from paramiko import PKey
 from paramiko.agent import Agent
-from paramiko.auth_strategy import AuthSource, AuthStrategy, InMemoryPrivateKey
+from paramiko.auth_strategy import AuthStrategy, InMemoryPrivateKey
+from paramiko.pkey import PublicBlob
 
 from . import openssh, posix, signals
 from .errors import Refused, TaskError, Unreachable
@@ -28,6 +31,7 @@ _BEAT = 1.5
 _SILENCE = 10.0
 _AGAIN = 0.2
 _SOON = 10.0
+_LET_IN = 12
 _MOST_JUMPS = 8
 _PIECE = 1 << 15
 _AT_ONCE = 1 << 18
@@ -35,6 +39,9 @@ _AT_ONCE = 1 << 18
 _BULK = {"window_size": 2 << 20, "max_packet_size": 1 << 17}
 # A quarter quicker than what paramiko takes of itself.
 _QUICK = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+# What paramiko says when its patience is over.
+_NO_ANSWER, _NO_HANDSHAKE = "Authentication timeout.", "No existing session"
+_PRIVATE, _OPENSSH, _CERTIFIED = "-----BEGIN ", b"openssh-key-v1\0", "-cert-"
 _RSA = ("rsa-sha2-512", "rsa-sha2-256")
 
 # Whatever is wrong is told by us, in a sentence.
@@ -244,7 +251,7 @@ def _open(
     arguments: dict[str, Any] = {
         "transport_factory": _Transports(route, known),
         "banner_timeout": seconds,
-        "auth_timeout": max(seconds, 30),
+        "auth_timeout": max(seconds, _LET_IN),
         "compress": route.compress,
         **given,
     }
@@ -283,11 +290,11 @@ def _explained(route: Route) -> Iterator[None]:
         raise Unreachable(f"The name of {route} is unknown.", hint=f"ssh {route.name} must work first") from None
     except paramiko.ssh_exception.NoValidConnectionsError:
         raise Unreachable(f"Nobody listens at {route}.", hint=f"ssh {route.name} must work first") from None
-    except TimeoutError:
-        raise Unreachable(
-            f"{route} does not answer.", hint="INVOKE_DB_CONNECT_TIMEOUT waits for more seconds"
-        ) from None
     except (paramiko.SSHException, EOFError, OSError) as error:
+        if isinstance(error, TimeoutError) or str(error) == _NO_HANDSHAKE:
+            raise Unreachable(
+                f"{route} does not answer.", hint="INVOKE_DB_CONNECT_TIMEOUT waits for more seconds"
+            ) from None
         why = str(error) or "the other end hung up"
         raise Unreachable(f"{route} cannot be reached: {why}.", hint=f"ssh {route.name} must work first") from None
 
@@ -361,6 +368,20 @@ class _OnlyKnown(paramiko.MissingHostKeyPolicy):
         )
 
 
+class _Key(InMemoryPrivateKey):
+    """A key, shown with a certificate or without."""
+
+    def __init__(self, user: str, key: PKey, certificate: PublicBlob | None) -> None:
+        super().__init__(user, key)
+        self._certificate = certificate
+
+    def authenticate(self, transport: paramiko.Transport) -> list[str]:
+        """Try it; return what else is asked for."""
+        self.pkey.public_blob = self._certificate
+        more: list[str] = super().authenticate(transport)
+        return more
+
+
 class _Keys(AuthStrategy):
     """The keys that OpenSSH would try, in its order: the agent's that are named, the agent's others, those on disk."""
 
@@ -369,22 +390,44 @@ class _Keys(AuthStrategy):
         self._route = route
         self._ask = ask
 
-    def get_sources(self) -> Iterator[AuthSource]:
+    def authenticate(self, transport: paramiko.Transport) -> list[str]:
+        """Try each. Raises AuthenticationException where none is taken, TimeoutError where no answer comes."""
+        for source in self.get_sources():
+            try:
+                return source.authenticate(transport)
+            except paramiko.AuthenticationException as error:
+                if str(error) == _NO_ANSWER:
+                    raise TimeoutError from None
+            except (paramiko.SSHException, EOFError, OSError, ValueError):
+                pass
+            if not transport.is_active():
+                break
+        raise paramiko.AuthenticationException
+
+    def get_sources(self) -> Iterator[_Key]:
         """Yield what is to be tried."""
         route = self._route
-        files = [path for path in route.identities if os.path.exists(path) or os.path.exists(f"{path}.pub")]
-        named = {public for path in files if (public := _public(path))}
+        public = {path: _public(path) for path in route.identities}
+        named = {key for key in public.values() if key}
         held = _held(route.agent)
-        for key in held:
-            if key.get_base64() in named:
-                yield InMemoryPrivateKey(route.user, key)
-        for key in () if route.only else held:
-            if key.get_base64() not in named:
-                yield InMemoryPrivateKey(route.user, key)
-        in_agent = {key.get_base64() for key in held}
-        for path in files:
-            if os.path.exists(path) and _public(path) not in in_agent and (loaded := self._load(path)):
-                yield InMemoryPrivateKey(route.user, loaded)
+        certificates = [
+            *filter(None, map(_certificate, [*route.certificates, *(f"{path}-cert.pub" for path in route.identities)])),
+            *(PublicBlob(key.get_name(), key.blob) for key in held if _CERTIFIED in key.get_name()),
+        ]
+        keys = [key for key in held if _CERTIFIED not in key.get_name()]
+        for key in sorted(keys, key=lambda each: each.asbytes() not in named):
+            if key.asbytes() in named or not route.only:
+                yield from self._ways(key, certificates)
+        in_agent = {key.asbytes() for key in keys}
+        for path in route.identities:
+            if _is_private(path) and public[path] not in in_agent and (loaded := self._load(path)):
+                yield from self._ways(loaded, certificates)
+
+    def _ways(self, key: PKey, certificates: list[PublicBlob]) -> Iterator[_Key]:
+        for certificate in certificates:
+            if _certifies(certificate, key):
+                yield _Key(self._route.user, key, certificate)
+        yield _Key(self._route.user, key, None)
 
     def _load(self, path: str) -> PKey | None:
         with suppress(Exception):
@@ -413,8 +456,36 @@ def _held(agent: str) -> list[PKey]:
             os.environ["SSH_AUTH_SOCK"] = before
 
 
-def _public(path: str) -> str:
-    """Return the public half of a key file where it lies beside it."""
-    with suppress(OSError, IndexError, UnicodeDecodeError), open(f"{path}.pub", encoding="ascii") as file:
-        return file.read().split()[1]
-    return ""
+def _public(path: str) -> bytes:
+    """Return the public half of a key file: what lies beside it, what it is itself, or what it has in the clear."""
+    for file in (f"{path}.pub", path):
+        with suppress(OSError, IndexError, ValueError):
+            text = Path(file).read_text("ascii")
+            if not text.startswith(_PRIVATE):
+                return base64.b64decode(text.split()[1])
+            raw = base64.b64decode("".join(text.splitlines()[1:-1]))
+            if raw.startswith(_OPENSSH):
+                said = paramiko.Message(raw.removeprefix(_OPENSSH))
+                # The cipher, how its key is made of the passphrase, and how many keys there are: always one.
+                said.get_string(), said.get_string(), said.get_string(), said.get_int()
+                return bytes(said.get_string())
+    return b""
+
+
+def _is_private(path: str) -> bool:
+    with suppress(OSError, ValueError):
+        return Path(path).read_text("ascii").startswith(_PRIVATE)
+    return False
+
+
+def _certificate(path: str) -> PublicBlob | None:
+    with suppress(OSError, ValueError, paramiko.SSHException):
+        return PublicBlob.from_file(path)
+    return None
+
+
+def _certifies(certificate: PublicBlob, key: PKey) -> bool:
+    # After its kind and a nonce, a certificate goes on as the key does after its kind (PROTOCOL.certkeys).
+    signed, plain = paramiko.Message(certificate.key_blob), paramiko.Message(key.asbytes())
+    signed.get_string(), signed.get_string(), plain.get_string()
+    return bytes(signed.get_remainder()).startswith(plain.get_remainder())

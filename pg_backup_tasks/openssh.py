@@ -35,6 +35,7 @@ class Route:
     port: int
     user: str
     identities: tuple[str, ...]
+    certificates: tuple[str, ...]
     only: bool
     agent: str
     jumps: tuple[str, ...]
@@ -96,13 +97,18 @@ def route(name: str, config: str = "") -> Route:
 
     host, port, user = one("hostname"), one("port"), one("user")
     tokens = {"%": "%", "d": str(_home()), "h": host, "n": name, "p": port, "r": user, "u": getpass.getuser()}
+
+    def paths(key: str) -> tuple[str, ...]:
+        return tuple(_path(each, tokens) for each in said.get(key, []) if each not in _NONE)
+
     known_as = one("hostkeyalias")
     return Route(
         name=name,
         host=host,
         port=int(port),
         user=user,
-        identities=tuple(_path(each, tokens) for each in said.get("identityfile", []) if each not in _NONE),
+        identities=paths("identityfile"),
+        certificates=paths("certificatefile"),
         only=one("identitiesonly") == "yes",
         agent=_agent(one("identityagent"), tokens),
         jumps=tuple(filter(None, one("proxyjump").split(","))) if one("proxyjump") not in _NONE else (),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import pwd
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,6 +204,31 @@ def test_what_is_no_host(name: str) -> None:
         openssh.route(name)
 
 
+@pytest.mark.slow
+def test_a_host_that_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "_LET_IN", 1)
+    asking = f"AuthorizedKeysCommand /bin/sleep 30\nAuthorizedKeysCommandUser {getpass.getuser()}\n"
+    with an_sshd(more=asking) as sshd:
+        (sshd.folder / "authorized_keys").write_text("")
+        another = tmp_path / "another"
+        shutil.copy(sshd.folder / "key", another)
+        words = sshd.words(HOST, sshd.port, ConnectTimeout="1") + f"  IdentityFile {another}\n"
+        with configured(sshd, words) as c:
+            assert refused(c).startswith(f"far (127.0.0.1:{sshd.port}) does not answer.")
+    with socket.create_server(("127.0.0.1", 0)) as dumb:
+        taken: list[socket.socket] = []
+
+        def greet() -> None:
+            taken.append(dumb.accept()[0])
+            taken[0].sendall(b"SSH-2.0-dumb\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        port = dumb.getsockname()[1]
+        with configured(sshd, sshd.words(HOST, port, ConnectTimeout="1")) as c:
+            assert refused(c).startswith(f"far (127.0.0.1:{port}) does not answer.")
+        taken[0].close()
+
+
 def test_a_host_that_does_not_answer(sshd: Sshd) -> None:
     with configured(sshd, sshd.words(HOST, 1)) as c:
         assert refused(c).startswith("Nobody listens at far (127.0.0.1:1).\nTry: ")
@@ -267,13 +295,13 @@ def test_a_login_shell_that_talks() -> None:
 def an_agent(*keys: Path) -> Iterator[str]:
     """Run an agent that holds these keys; yield its socket."""
     with TemporaryDirectory(prefix="pgbt-", dir="/tmp") as folder:
-        socket = f"{folder}/agent"
-        with subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL) as agent:
-            wait_until(Path(socket).is_socket, "the agent")
+        place = f"{folder}/agent"
+        with subprocess.Popen(["ssh-agent", "-D", "-a", place], stdout=subprocess.DEVNULL) as agent:
+            wait_until(Path(place).is_socket, "the agent")
             for key in keys:
-                subprocess.run(["ssh-add", "-q", str(key)], env={**os.environ, "SSH_AUTH_SOCK": socket}, check=True)
+                subprocess.run(["ssh-add", "-q", str(key)], env={**os.environ, "SSH_AUTH_SOCK": place}, check=True)
             try:
-                yield socket
+                yield place
             finally:
                 agent.terminate()
 
@@ -285,16 +313,51 @@ def test_the_keys_of_an_agent(sshd: Sshd, tmp_path: Path) -> None:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(others[-1])], check=True)
     public = tmp_path / "key.pub"
     shutil.copy(sshd.folder / "key.pub", public)
-    with an_agent(*others, sshd.folder / "key") as socket:
-        named = sshd.words(HOST, sshd.port, IdentityAgent=socket, IdentityFile=str(tmp_path / "key"))
+    with an_agent(*others, sshd.folder / "key") as agent:
+        named = sshd.words(HOST, sshd.port, IdentityAgent=agent, IdentityFile=str(tmp_path / "key"))
         with configured(sshd, named) as c:
             assert reached(c) == "hello"
-        with configured(sshd, named.replace("IdentityAgent " + socket, "IdentityAgent none")) as c:
+        with configured(sshd, named.replace("IdentityAgent " + agent, "IdentityAgent none")) as c:
             assert "in with none of the keys at hand" in refused(c)
-    with an_agent(sshd.folder / "key") as socket:
-        any_key = sshd.words(HOST, sshd.port, IdentityAgent=socket, IdentityFile="none", IdentitiesOnly="no")
+    with an_agent(sshd.folder / "key") as agent:
+        any_key = sshd.words(HOST, sshd.port, IdentityAgent=agent, IdentityFile="none", IdentitiesOnly="no")
         with configured(sshd, any_key) as c:
             assert reached(c) == "hello"
+
+
+def test_a_key_that_only_the_agent_can_use(sshd: Sshd, tmp_path: Path) -> None:
+    with an_agent(sshd.folder / "key") as agent:
+        public = tmp_path / "its public half"
+        shutil.copy(sshd.folder / "key.pub", public)
+        locked = tmp_path / "locked"
+        shutil.copy(sshd.folder / "key", locked)
+        subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-P", "", "-f", str(locked)], check=True)
+        for file in (public, locked):
+            words = sshd.words(HOST, sshd.port, IdentityAgent=agent, IdentityFile=f'"{file}"')
+            with configured(sshd, words) as c:
+                assert reached(c) == "hello"
+
+
+@pytest.mark.slow
+def test_a_certificate_wherever_it_lies(tmp_path: Path) -> None:
+    ca, key = tmp_path / "ca", tmp_path / "key"
+    for path in (ca, key):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+    with an_sshd(more=f"TrustedUserCAKeys {ca}.pub\n") as sshd:
+        signing = ["ssh-keygen", "-q", "-s", str(ca), "-I", "us", "-n", sshd.user, f"{key}.pub"]
+        subprocess.run(signing, check=True)
+        with an_agent(key) as agent:  # which takes both in
+            elsewhere = tmp_path / "certificate"
+            (tmp_path / "key-cert.pub").rename(elsewhere)
+            for words in (
+                {"CertificateFile": str(elsewhere)},
+                {"CertificateFile": str(elsewhere), "IdentityFile": f"{key}.pub", "IdentityAgent": agent},
+                {"IdentityAgent": agent},
+            ):
+                with configured(sshd, sshd.words(HOST, sshd.port, **{"IdentityFile": str(key), **words})) as c:
+                    assert reached(c) == "hello", words
+        with configured(sshd, sshd.words(HOST, sshd.port, IdentityFile=str(key))) as c:
+            assert "in with none of the keys" in refused(c)
 
 
 def test_a_key_with_a_passphrase(sshd: Sshd, tmp_path: Path) -> None:
