@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ _SILENCE = 10.0
 _AGAIN = 0.2
 _SOON = 10.0
 _LET_IN = 12
+_CLOCKS_AGREE = timedelta(seconds=5)
 _MOST_JUMPS = 8
 _PIECE = 1 << 15
 _AT_ONCE = 1 << 18
@@ -72,7 +75,7 @@ class Line:
         self._connections = [connect()]
         self._lost = threading.Event()
         self._closed = threading.Event()
-        self._keeper, self.keeper = self._begin()
+        self._keeper, self.keeper, self._ahead = self._begin()
         for work in (self._beat, self._listen):
             threading.Thread(target=work, daemon=True).start()
 
@@ -104,6 +107,10 @@ class Line:
             if not sent:
                 raise BrokenPipeError
             done += sent
+
+    def now(self) -> datetime:
+        """Return what time it is over there."""
+        return datetime.now(UTC) + self._ahead
 
     def check(self) -> None:
         """Raise Lost if the line was cut."""
@@ -138,8 +145,11 @@ class Line:
         except (paramiko.SSHException, EOFError, OSError, AttributeError):
             raise Lost(self.host) from None
 
-    def _begin(self) -> tuple[paramiko.Channel, str]:
-        """Start the keeper; return the channel to it and its number. Raises Unreachable where it cannot be started."""
+    def _begin(self) -> tuple[paramiko.Channel, str, timedelta]:
+        """Start the keeper; return the channel to it, its number, and how far its clock is ahead of ours.
+
+        Raises Unreachable where it cannot be started.
+        """
         try:
             channel = self.open(posix.script(posix.KEEPER, (), (), None))
             said = self._first_line(channel)
@@ -148,8 +158,8 @@ class Line:
         except BaseException:
             self.close()
             raise
-        if said.isdecimal():
-            return channel, said
+        if answer := re.fullmatch(r"(\d+) (\d{14})", said):
+            return channel, answer[1], _ahead(answer[2])
         self.close()
         if said:
             raise Unreachable(
@@ -203,6 +213,13 @@ class Line:
             self._lost.set()
             for connection in self._connections:
                 _close(connection)
+
+
+def _ahead(clock: str) -> timedelta:
+    """Return how far a clock that shows *clock* is ahead of ours."""
+    ahead = datetime.strptime(clock, "%Y%m%d%H%M%S").replace(tzinfo=UTC) - datetime.now(UTC)
+    # Part of it is the way and the fraction of a second: the same machine must not seem to lag behind itself.
+    return ahead if abs(ahead) > _CLOCKS_AGREE else timedelta()
 
 
 def _close(connection: fabric.Connection) -> None:

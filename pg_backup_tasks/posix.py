@@ -31,12 +31,13 @@ _TETHER = r"""
   kill -KILL 0
 ) </dev/null >/dev/null 2>&1 &
 """
-# Lives as long as it is told that we do, and says each time that it has heard. Five to ten seconds of silence end it.
+# Says its number and what time it is; then lives as long as it is told that we do, and says each time that it has
+# heard. Five to ten seconds of silence end it.
 KEEPER = r"""
 exec 3<&0
 trap 'heard=1' USR1
 heard=1
-echo "$$"
+echo "$$ $(date -u +%Y%m%d%H%M%S)"
 {
   while IFS= read -r _; do kill -USR1 "$$"; echo; done
   kill -KILL 0

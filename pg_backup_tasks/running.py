@@ -304,7 +304,7 @@ def _at(c: Context, settings: Settings, report: Report, name: str, work: Callabl
     from .here import Here
 
     dry = bool(c.config.run.dry)
-    near = _desk(settings, report, Here(), str(Path.cwd()))
+    near = _desk(settings, report, Here(), str(Path.cwd()), lambda: datetime.now(UTC))
     if not name:
         return work(Run(report, near, near, None, dry=dry))
     from . import hosts as hosts_
@@ -314,7 +314,7 @@ def _at(c: Context, settings: Settings, report: Report, name: str, work: Callabl
     machine = _reach(c, settings, report, host)
     try:
         there = hosts_.settings_there(settings, host, machine)
-        desk = _desk(there, report, machine, there.root)
+        desk = _desk(there, report, machine, there.root, machine.now)
         return work(Run(report, desk, near, host, dry=dry))
     finally:
         machine.close()
@@ -327,7 +327,7 @@ def _reach(c: Context, settings: Settings, report: Report, host: Host) -> There:
     return hosts_.connect(settings, host, ask, dict(getattr(c, "connect_kwargs", {})))
 
 
-def _desk(settings: Settings, report: Report, machine: Machine, cwd: str) -> Desk:
+def _desk(settings: Settings, report: Report, machine: Machine, cwd: str, clock: Callable[[], datetime]) -> Desk:
     from . import signals
     from .desk import Desk
 
@@ -338,7 +338,7 @@ def _desk(settings: Settings, report: Report, machine: Machine, cwd: str) -> Des
         # What is set here says nothing of another machine's database.
         environ={} if machine.name else os.environ,
         cwd=cwd,
-        clock=lambda: datetime.now(UTC),
+        clock=clock,
         sleep=signals.sleep,
         more_tools=list if machine.name else _wheels,
         run=_run_of_ci(),

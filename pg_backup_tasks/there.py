@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from functools import cached_property
 from typing import NoReturn
 
@@ -60,6 +61,10 @@ class There:
     def home(self) -> str:
         """Where a path with a ~ begins."""
         return self._ask('printf "%s\\n" "$HOME"').out.removesuffix("\n")
+
+    def now(self) -> datetime:
+        """Return what time it is there."""
+        return self._line.now()
 
     # Commands
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,15 @@ def test_a_host_without_the_folder_or_the_tools(pair: Pair) -> None:
     done = pair.inv("db.list", "--host", "prod")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("There is no folder /no/such/folder on prod.\nTry: ")
+
+
+def test_the_time_is_the_one_over_there(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "date").write_text('#!/bin/sh\nexec /bin/date -d "+1 day" "$@"\n')
+    (tmp_path / "date").chmod(0o755)
+    with slow_shell(pair, tmp_path):
+        name = pair.host("db.backup", "--formats", "dump", "--json").json["name"]
+    taken = datetime.strptime(name.rpartition("backup_manual_")[2], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+    assert timedelta(hours=23) < taken - datetime.now(UTC) < timedelta(hours=25)
 
 
 # Consent
