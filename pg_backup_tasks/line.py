@@ -303,7 +303,7 @@ def _explained(route: Route) -> Iterator[None]:
             f"{route} lets {route.user} in with none of the keys at hand.",
             hint=f"ssh {route.name} must work without a password (ssh-add, ssh-copy-id)",
         ) from None
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         raise Unreachable(f"The name of {route} is unknown.", hint=f"ssh {route.name} must work first") from None
     except paramiko.ssh_exception.NoValidConnectionsError:
         raise Unreachable(f"Nobody listens at {route}.", hint=f"ssh {route.name} must work first") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import shlex
 import socket
 import subprocess
 import threading
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import Failed, Refused
+from .errors import Refused, Unreachable
 
 _NONE = frozenset({"", "none"})
 _SOON = 10
@@ -174,9 +175,17 @@ def _ask(program: str, *arguments: str, good: Sequence[int] = (0,)) -> str:
             f"There is no `{program}` on this machine, which knows how to reach the host.",
             hint="install OpenSSH's client (apt install openssh-client)",
         ) from None
+    except subprocess.TimeoutExpired:
+        raise Unreachable(
+            f"{program} did not say within {_SOON} seconds how to reach the host.",
+            hint=f"{shlex.join((program, *arguments))}, to see what it waits for (Match exec?)",
+        ) from None
     if done.returncode not in good:
         said = done.stderr.strip().splitlines()
-        raise Failed(f"{program} cannot say how to reach the host: {said[-1] if said else 'it failed'}.")
+        raise Refused(
+            f"{program} cannot say how to reach the host: {said[-1].strip() if said else 'it failed'}.",
+            hint=shlex.join((program, *arguments)),
+        )
     return done.stdout
 
 

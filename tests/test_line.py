@@ -198,7 +198,7 @@ def commands() -> str:
     return "\n".join(found)
 
 
-@pytest.mark.parametrize("name", ["", "-oProxyCommand=touch x", "a b", "a\nb", "\x7f"])
+@pytest.mark.parametrize("name", ["", "-oProxyCommand=touch x", "a b", "a\nb", "\x7f", "a;b"])
 def test_what_is_no_host(name: str) -> None:
     with pytest.raises(Refused):
         openssh.route(name)
@@ -234,6 +234,14 @@ def test_a_host_that_does_not_answer(sshd: Sshd) -> None:
         assert refused(c).startswith("Nobody listens at far (127.0.0.1:1).\nTry: ")
     with configured(sshd, "Host far\n  HostName no-such-host.invalid\n") as c:
         assert refused(c).startswith("The name of far (no-such-host.invalid:22) is unknown.")
+        assert refused(c, "x/../y").startswith("The name of x/../y is unknown.")
+
+
+def test_a_configuration_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openssh, "_SOON", 0.2)
+    (tmp_path / "config").write_text('Match exec "sleep 5"\n')
+    with pytest.raises(Unreachable, match="did not say within"):
+        openssh.route("far", str(tmp_path / "config"))
 
 
 def test_what_openssh_says_is_what_holds(tmp_path: Path) -> None:
