@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import traceback
@@ -31,6 +32,7 @@ _PATIENCE = 3
 _WITHIN = "PG_BACKUP_TASKS_MIGRATES"
 _URL = "PG_BACKUP_TASKS_URL"
 _SQL = re.compile(r"(?i)\s*(?:(?:select|values|table)\b|with\s)")
+_SCRIPT = re.compile(r"(?:pnpm|npm|yarn)(?: run)? ([\w:.-]+)")
 # Whose dumps and restores would see half a migration, or be kept waiting by it.
 _OTHERS = """
 select coalesce(json_agg(distinct application_name), '[]') from pg_stat_activity
@@ -80,7 +82,7 @@ def migrate(desk: Desk, order: Order, yes: Consent) -> Verdict:
 
     Raises TaskError for what goes wrong before the command is begun: then nothing was migrated.
     """
-    if desk.environ.get(_WITHIN):
+    if desk.environ.get(_WITHIN) or _calls_us(desk, order.command or desk.settings.migrate):
         raise Refused(
             "The command that is to migrate calls db.migrate itself.",
             hint="the setting migrate: what applies the migrations, as `pnpm --filter database migrate`",
@@ -110,6 +112,16 @@ def plan(desk: Desk, order: Order) -> str:
         f"Would back up {desk.choice.database} as {TYPE}, run `{command}` in {desk.settings.root}, "
         "and put the database back as it was should that fail."
     )
+
+
+def _calls_us(desk: Desk, command: str) -> bool:
+    """Whether *command* is a script of the repository's package.json that is this very task."""
+    script = _SCRIPT.fullmatch(command.strip())
+    try:
+        package = json.loads(desk.machine.read(f"{desk.settings.root}/package.json") or b"{}") if script else {}
+        return bool(script and re.search(r"\bdb\.migrate\b", package["scripts"][script[1]]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _refuse_after_another(desk: Desk) -> None:

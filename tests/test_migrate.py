@@ -739,3 +739,10 @@ def test_a_migration_that_calls_itself(here: Shop) -> None:
     assert done.code == 1
     assert "The command that is to migrate calls db.migrate itself." in done.err
     assert "was rolled back" in done.err
+    scripts = {"db:migrate": "scripts/inv db.migrate"}
+    (here.project.path / "package.json").write_text(json.dumps({"scripts": scripts}))
+    number = len(here.project.final_files())
+    done = here.inv("db.migrate")
+    assert done.code == 2
+    assert "The command that is to migrate calls db.migrate itself." in done.err
+    assert len(here.project.final_files()) == number
