@@ -384,6 +384,22 @@ def count_rows(session: Session) -> dict[str, int]:
     return counted
 
 
+def rewritten(session: Session, since: int, tables: Collection[str]) -> set[str]:
+    """Return those of *tables* (`schema.table`) that hold rows written since the transaction of that number."""
+    names = [(schema, table) for schema, table, _ in answer(session, _TABLE_NAMES) if f"{schema}.{table}" in tables]
+    # A row has the lower half of its transaction's number; age makes of it how many have come since.
+    newer = f"age(xmin) between 0 and age('{since % (1 << 32)}'::xid) - 1"
+    found: set[str] = set()
+    for first in range(0, len(names), _COUNTED_AT_ONCE):
+        asked = " union all ".join(
+            f"select {literal(f'{schema}.{table}')} as name "
+            f"where exists (select from only {identifier(schema)}.{identifier(table)} where {newer})"
+            for schema, table in names[first : first + _COUNTED_AT_ONCE]
+        )
+        found |= set(answer(session, f"select coalesce(json_agg(name), '[]') from ({asked}) t"))
+    return found
+
+
 def being_filled(session: Session) -> set[str]:
     """Return the tables without children that others are writing to now, as SQL names them; waits for no lock."""
     return set(answer(session, _BEING_FILLED))

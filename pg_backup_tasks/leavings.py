@@ -32,9 +32,13 @@ class Mark:
     at: str
 
     def untouched(self, session: Session) -> bool:
-        """Whether it is certain that nothing has been written since."""
+        """Whether it is certain that nothing has been written since; to be asked once."""
         now = mark(session)
         return (now.transaction, now.sequences) == (self.transaction + 1, self.sequences)
+
+    def alone(self, session: Session) -> bool:
+        """Whether no transaction that writes has ended since; unlike `untouched` it takes no number."""
+        return session.ask("select pg_snapshot_xmax(pg_current_snapshot())") == str(self.transaction + 1)
 
     @property
     def newer_sessions(self) -> str:

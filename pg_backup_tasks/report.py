@@ -353,7 +353,8 @@ def _what_changed(verdict: Outcome) -> Iterator[str]:
     if verdict.changed.schema:
         yield f"Schema  {past} changed"
     for table, (before, after) in verdict.changed.tables.items():
-        yield f"Rows     {table}: {'none' if before is None else before}, then {'gone' if after is None else after}"
+        then = "not the same" if before == after else f"then {'gone' if after is None else after}"
+        yield f"Rows     {table}: {'none' if before is None else before}, {then}"
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):

@@ -199,12 +199,17 @@ def test_a_migration_that_fails_leaves_no_trace(any_shop: Shop, kind: str) -> No
 
 
 def test_what_had_changed_is_told(here: Shop) -> None:
-    done = here.inv(*here.migration("drop table orders; delete from drinks where id > 100", "exit 3"), "--json")
+    sql = "drop table orders; delete from drinks where id > 100; update drizzle.__drizzle_migrations set hash = 'x'"
+    done = here.inv(*here.migration(sql, "exit 3"), "--json")
     assert done.code == 1
     assert (done.json["outcome"], done.json["command_exit"]) == ("rolled back", 3)
     assert done.json["changed"] == {
         "schema": True,
-        "tables": {"public.drinks": [300, 100], "public.orders": [100, None]},
+        "tables": {
+            "drizzle.__drizzle_migrations": [1, 1],
+            "public.drinks": [300, 100],
+            "public.orders": [100, None],
+        },
     }
     assert here.inv("db.undo", "--force").code == 0
     assert here.sql("select count(*) from drinks") == "100"
