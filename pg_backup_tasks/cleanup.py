@@ -106,6 +106,7 @@ def _needed(desk: Desk) -> dict[str, str]:
     needed = {change.before: "db.undo needs it" for change in desk.journal.done() if change.how == "in place"}
     migrations = (m for m in desk.migrations.all() if m.state != "rolled back")
     needed |= {migration.backup: "db.rollback needs it" for migration in migrations}
-    if change := desk.journal.under_way():
+    under_way = desk.journal.under_way()
+    for change in (*desk.journal.elsewhere(), *([under_way] if under_way else [])):
         needed |= dict.fromkeys((change.before, change.backup), f"{change.task} was cut off")
     return needed

@@ -233,12 +233,14 @@ def _choose(items: Sequence[Item], present: _Present) -> _Choice:
         choice.tables[table.oid] = rows
         choice.wanted.add(_key(rows.item))
     for item in items:
-        if item.kind == "SEQUENCE SET" and not _of_a_ledger(item):
+        if item.kind == "SEQUENCE SET":
             _choose_sequence(choice, item, present.find(item.schema, item.name, headed=not item.id))
     return choice
 
 
 def _choose_sequence(choice: _Choice, item: Item, sequence: _Relation | None) -> None:
+    if sequence is None and _of_a_ledger(item):
+        return
     if sequence is None or sequence.kind != "S":
         choice.problems.append(f"the sequence {item.table} is gone")
     elif not sequence.foreign and (sequence.owner is None or sequence.owner in choice.tables):
@@ -251,6 +253,7 @@ def _key(item: Item) -> tuple[str, str, str]:
 
 
 def _of_a_ledger(item: Item) -> bool:
+    """Whether a sequence that is gone was probably a ledger's: whose one that is there is, the database says."""
     return any(item.name.startswith(f"{ledger}_") for ledger in catalog.LEDGERS)
 
 

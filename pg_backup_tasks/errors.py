@@ -52,5 +52,6 @@ class Locked(TaskError):
 class Interrupted(TaskError):
     """A signal ended the run; the code is 128 + the signal's number, as shells report it."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"Ended by {Signals(signum).name}.", code=128 + signum)
+    def __init__(self, signum: int, done: str = "") -> None:
+        super().__init__(f"Ended by {Signals(signum).name}{done}.", code=128 + signum)
+        self.signum = signum

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from . import url
 from .machine import Machine
 from .model import Database, Mode
 
@@ -15,6 +16,8 @@ How = Literal["swap", "in place"]
 
 _UNDER_WAY = ".restoring.json"
 _DONE = ".undo.json"
+# What was under way on another server when a restore was begun.
+_ELSEWHERE = ".restoring.elsewhere.json"
 # What pg_restore is to take out of an archive.
 _LIST = ".restoring.list"
 # psql writes the number of its transaction here, before that changes anything.
@@ -27,6 +30,8 @@ class Change:
 
     *at* is ISO 8601 in UTC; *bytes* is the database's size before; *comment* is what the database aside had for one.
     *mode* says how much of the database it changed, *tables* (schema and name) which tables where only those.
+    Of one that is not *undoable* a database is left that could not be dropped yet. *transaction* is the number of the
+    one that makes it, where it has been cut off.
     """
 
     name: str
@@ -42,11 +47,13 @@ class Change:
     comment: str | None = None
     mode: str = Mode.FULL.value
     tables: tuple[tuple[str, str], ...] = ()
+    undoable: bool = True
+    transaction: int | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
         """Which database it changed."""
-        return self.name, self.host, self.port
+        return self.name, url.place(self.host), self.port
 
     def older(self, now: datetime, hours: int) -> bool:
         """Whether it lies more than *hours* back."""
@@ -71,7 +78,10 @@ class Journal:
         return f"{self.folder}/{_LIST}"
 
     def begin(self, change: Change) -> None:
-        """Write down what is about to be done."""
+        """Write down what is about to be done; what is under way elsewhere is found out when that is reached again."""
+        if (other := self.under_way()) and other.key[1:] != change.key[1:]:
+            left = [c for c in self.elsewhere() if c != other]
+            self._write(_ELSEWHERE, [asdict(c) for c in (*left, other)])
         self.machine.remove(self.transaction_path)
         self._write(_UNDER_WAY, asdict(change))
 
@@ -86,11 +96,23 @@ class Journal:
 
     def under_way(self) -> Change | None:
         """Return the change a run was making: ours, or that of a run that did not come to its end."""
-        return _change(self._read(_UNDER_WAY))
+        change = _change(self._read(_UNDER_WAY))
+        return change and replace(change, transaction=self.transaction())
+
+    def elsewhere(self) -> list[Change]:
+        """Return the changes that were cut off on other servers than the one that was worked on since."""
+        return self._changes(_ELSEWHERE)
+
+    def end_elsewhere(self, change: Change) -> None:
+        """Forget a change that was cut off: it was not made, or it is remembered as done."""
+        if left := [asdict(c) for c in self.elsewhere() if c != change]:
+            self._write(_ELSEWHERE, left)
+        else:
+            self.machine.remove(f"{self.folder}/{_ELSEWHERE}")
 
     def remember(self, change: Change) -> None:
         """Let *change*, now made, be the one to undo for its database."""
-        others = [c for c in self.done() if c.key != change.key]
+        others = [c for c in self.done() if c.key != change.key or not c.undoable]
         self._keep([*others, change])
 
     def forget(self, gone: Callable[[Change], bool]) -> None:
@@ -100,15 +122,25 @@ class Journal:
         if kept != done:
             self._keep(kept)
 
+    def supersede(self, gone: Collection[Change], stuck: Collection[Change]) -> None:
+        """Forget what is *gone*; *stuck* can be undone no longer either, but has left a database behind."""
+        done = self.done()
+        kept = [replace(c, undoable=False) if c in stuck else c for c in done if c not in gone]
+        if kept != done:
+            self._keep(kept)
+
     def done(self) -> list[Change]:
-        """Return the changes that can be undone, one for each database."""
-        found = self._read(_DONE)
+        """Return the changes that can be undone, one for each database, and those that have left one behind."""
+        return self._changes(_DONE)
+
+    def _changes(self, name: str) -> list[Change]:
+        found = self._read(name)
         changes = map(_change, found if isinstance(found, list) else [])
         return [c for c in changes if c]
 
     def last(self, database: Database) -> Change | None:
         """Return the change of *database* that can be undone."""
-        return next((c for c in self.done() if c.key == (database.name, database.host, database.port)), None)
+        return next((c for c in self.done() if c.undoable and c.key == url.key(database)), None)
 
     def _keep(self, changes: Iterable[Change]) -> None:
         self._write(_DONE, [asdict(c) for c in changes])

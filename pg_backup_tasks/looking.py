@@ -12,7 +12,7 @@ from .desk import Connection, Desk
 from .errors import Failed, Refused, Unreachable
 from .info import DatabaseInfo, with_own
 from .loading import Dump, Part
-from .model import Database, Mode
+from .model import Database, Item, Mode
 from .postgres import identifier
 from .properties import Statement
 from .units import listed
@@ -30,6 +30,13 @@ _DATA = frozenset(
         "TABLE DATA",
     }
 )
+
+_ABOUT_DATA = ("ACL", "COMMENT", "SECURITY LABEL")
+
+
+def _is_data(item: Item) -> bool:
+    # What is said of a large object goes with it.
+    return item.kind in _DATA or (item.kind in _ABOUT_DATA and item.name.startswith("LARGE OBJECT"))
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,7 @@ class Looker:
         """Return what of the dump is structure, where that is all that is wanted."""
         if self.order.mode is not Mode.SCHEMA_ONLY:
             return None
-        return Part(wanted=lambda item: item.kind not in _DATA, counted=frozenset())
+        return Part(wanted=lambda item: not _is_data(item), counted=frozenset())
 
     def _part_in_place(self, connection: Connection) -> Part:
         """Return what empties the database and what of the dump goes in then. Raises Refused where that cannot work."""
@@ -226,7 +233,7 @@ class Looker:
         schema_only = self.order.mode is Mode.SCHEMA_ONLY
         stays = emptying.leave_out(survey.kept)
         return Part(
-            wanted=lambda item: not (schema_only and item.kind in _DATA) and not stays(item),
+            wanted=lambda item: not (schema_only and _is_data(item)) and not stays(item),
             before=emptying.empty(extensions) + emptying.owners(survey.kept, self.dump.items),
             counted=frozenset() if schema_only else None,
         )

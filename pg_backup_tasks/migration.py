@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from . import url
 from .machine import Machine
 from .model import Database
 
@@ -34,7 +35,7 @@ class Migration:
     @property
     def key(self) -> tuple[str, str, int]:
         """Which database it migrated."""
-        return self.name, self.host, self.port
+        return self.name, url.place(self.host), self.port
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Migrations:
 
     def last(self, database: Database) -> Migration | None:
         """Return the last migration of *database*."""
-        return next((m for m in self.all() if m.key == (database.name, database.host, database.port)), None)
+        return next((m for m in self.all() if m.key == url.key(database)), None)
 
     def remember(self, migration: Migration) -> None:
         """Write down how a migration stands."""

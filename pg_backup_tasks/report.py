@@ -235,8 +235,9 @@ class Report:
         for change in aside:
             age = short_age((now - datetime.fromisoformat(change.at)).total_seconds())
             where = change.host or "a local socket"
+            undo = "inv db.undo puts it back" if change.undoable else "it could not be dropped yet"
             self._print(self._clean(f"Kept aside: {change.before} on {where}, {size(change.bytes)}, {age}"))
-            self._print(self._clean(f"  {change.name} as it was before {change.task}; inv db.undo puts it back"))
+            self._print(self._clean(f"  {change.name} as it was before {change.task}; {undo}"))
 
     def fates(self, shelf: Shelf) -> None:
         """Show what becomes of each backup, and why, each type by itself."""

@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
 
-from . import ability, analysis, backup, catalog, loading, signals, switching, units, verify, written
+from . import ability, analysis, backup, catalog, loading, signals, switching, units, url, verify, written
 from .consent import Consent
 from .desk import Connection, Desk
-from .errors import Failed, Refused, Unreachable
+from .errors import Failed, Interrupted, Refused, Unreachable
 from .info import DatabaseInfo
 from .journal import Change, How, Journal
 from .loading import Dump, Target
@@ -227,6 +227,8 @@ class Work:
             except BaseException:
                 loading.discard(desk, server, name)
                 raise
+            # What is remembered of an earlier one of that name is nothing to go back to.
+            switching.let_go(desk, server, url.key(self.database))
         return self._result("swap", began, undo=False)
 
     @contextmanager
@@ -291,7 +293,11 @@ class Work:
         except BaseException:
             switching.abandon(desk, connection, change)
             raise
-        analysis.analyze(desk, connection)
+        try:
+            analysis.analyze(desk, connection)
+        except Interrupted as error:
+            done = f" once {self.database.name} had been restored; inv db.undo takes it back"
+            raise Interrupted(error.signum, done) from None
 
     def _change(self, found: Found, how: How, before: str, comment: str | None = None) -> Change:
         task, backup_ = self.task, self.dump.backup.name

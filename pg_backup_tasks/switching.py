@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from time import monotonic
 
-from . import catalog, loading, signals
+from . import catalog, loading, signals, url
 from .catalog import Bound, Present
 from .crew import Crew
 from .desk import Connection, Desk
@@ -20,7 +22,6 @@ from .journal import Change, How
 from .machine import CommandError
 from .model import STAMP, Database
 from .postgres import identifier, literal
-from .url import elsewhere
 
 _LONGEST_NAME = 63
 _AGAIN = 0.02
@@ -158,18 +159,28 @@ def end_sessions(connection: Connection, which: str = "true") -> bool:
 
 def conclude(desk: Desk, server: Connection, change: Change) -> None:
     """Remember a change that was made as the one to undo, and let go of what an earlier one kept aside."""
-    for earlier in desk.journal.done():
-        if earlier.key == change.key and earlier.how == "swap" and earlier.before != change.before:
-            drop_aside(desk, server, earlier)
-    desk.journal.remember(change)
+    _remember(desk, server, change)
     desk.journal.end()
 
 
-def drop_aside(desk: Desk, server: Connection, change: Change) -> None:
+def _remember(desk: Desk, server: Connection, change: Change) -> None:
+    let_go(desk, server, change.key, change.before)
+    desk.journal.remember(change)
+
+
+def let_go(desk: Desk, server: Connection, key: tuple[str, str, int], but: str = "") -> None:
+    """Let no earlier change of a database be undone, and drop what it kept aside, all *but* one; or drop it later."""
+    earlier = [c for c in desk.journal.done() if c.key == key and c.before != but]
+    stuck = [c for c in earlier if c.how == "swap" and not drop_aside(desk, server, c)]
+    desk.journal.supersede([c for c in earlier if c not in stuck], stuck)
+
+
+def drop_aside(desk: Desk, server: Connection, change: Change) -> bool:
     """Drop the database a change has kept aside, if it is there still; one that cannot be dropped is said."""
     name = identifier(change.before)
     if refused := server.session.attempt(f"drop database if exists {name} with (force)"):
         desk.report.warn(f"{change.before}, kept aside by an earlier {change.task}, could not be dropped: {refused}")
+    return not refused
 
 
 def expire(desk: Desk) -> None:
@@ -184,7 +195,7 @@ def expire(desk: Desk) -> None:
 
 
 def _has_expired(desk: Desk, change: Change) -> bool:
-    return change.older(desk.clock(), desk.settings.aside_hours)
+    return not change.undoable or change.older(desk.clock(), desk.settings.aside_hours)
 
 
 def drop_expired(desk: Desk, server: Connection) -> None:
@@ -193,47 +204,58 @@ def drop_expired(desk: Desk, server: Connection) -> None:
     expired = [
         change
         for change in desk.journal.done()
-        if change.how == "swap" and (change.host, change.port) == (here.host, here.port) and _has_expired(desk, change)
+        if change.how == "swap" and change.key[1:] == url.key(here)[1:] and _has_expired(desk, change)
     ]
-    for change in expired:
-        drop_aside(desk, server, change)
-        desk.report.say(f"Dropped {change.before}, kept aside for more than {desk.settings.aside_hours} hours.")
-    if expired:
-        desk.journal.forget(lambda change: change in expired)
+    dropped = [change for change in expired if drop_aside(desk, server, change)]
+    for change in dropped:
+        why = f"for more than {desk.settings.aside_hours} hours" if change.undoable else f"by {change.task}"
+        desk.report.say(f"Dropped {change.before}, kept aside {why}.")
+    if dropped:
+        desk.journal.forget(lambda change: change in dropped)
 
 
 def settle(desk: Desk) -> None:
-    """Find out how the change ended that a dead run was making, and say so; only under the lock."""
+    """Find out how the changes ended that dead runs were making, and say so; only under the lock."""
     _tell_of_migrations(desk)
-    change = desk.journal.under_way()
-    if change is None:
-        return
-    database = desk.choice.database
-    if (change.host, change.port) != (database.host, database.port):
+    database, change = desk.choice.database, desk.journal.under_way()
+    here = url.key(database)[1:]
+    if change and change.key[1:] != here:
         desk.report.warn(_cut_off(change) + " Whether it was done is found out by the next task that works on it.")
+        change = None
+    changes = [c for c in desk.journal.elsewhere() if c.key[1:] == here]
+    if not (change or changes):
         return
     with loading.maintenance(desk, database) as server:
         loading.clear_scratch(desk, server)
-        made = was_made(desk, server, change)
-        if made:
-            conclude(desk, server, change)
-            desk.report.say(
-                f"{_cut_off(change)} It had been done: {change.name} is what it was to be; inv db.undo takes it back."
-            )
-            return
-        desk.journal.end()
-        if made is None:
-            gone = f"{change.name} or its server has been made anew since then, so nobody can say whether it was done."
-            desk.report.warn(f"{_cut_off(change)} {gone}")
-        else:
-            desk.report.say(f"{_cut_off(change)} {change.name} is as it was before.")
+        for each in changes:
+            _settle(desk, server, each, partial(desk.journal.end_elsewhere, each))
+        if change:
+            _settle(desk, server, change, desk.journal.end)
+
+
+def _settle(desk: Desk, server: Connection, change: Change, end: Callable[[], None]) -> None:
+    made = was_made(desk, server, change)
+    if made:
+        _remember(desk, server, change)
+    end()
+    if made:
+        desk.report.say(
+            f"{_cut_off(change)} It had been done: {change.name} is what it was to be; inv db.undo takes it back."
+        )
+    elif made is None:
+        gone = f"{change.name} or its server has been made anew since then, so nobody can say whether it was done."
+        desk.report.warn(f"{_cut_off(change)} {gone}")
+    else:
+        desk.report.say(f"{_cut_off(change)} {change.name} is as it was before.")
 
 
 def tell(desk: Desk) -> None:
     """Say that a dead run was making a change, without looking how it ended."""
     _tell_of_migrations(desk)
-    change = desk.journal.under_way()
-    if change and not desk.machine.alive(change.presence):
+    under_way = desk.journal.under_way()
+    for change in (*desk.journal.elsewhere(), *([under_way] if under_way else [])):
+        if desk.machine.alive(change.presence):
+            continue
         desk.report.warn(f"{_cut_off(change)} The next backup, restore or undo finds out how it ended.")
 
 
@@ -255,14 +277,13 @@ def was_made(desk: Desk, server: Connection, change: Change) -> bool | None:
     """Whether the server has committed a change that was begun; None where it cannot know of it any more."""
     if change.how == "swap":
         return catalog.database_exists(server.session, change.before)
-    transaction = desk.journal.transaction()
-    if transaction is None:
+    if change.transaction is None:
         return False
     if not catalog.database_exists(server.session, change.name):
         return None
     # The number is this database's server's; a session of the dead run may still be ending.
-    with desk.connect(elsewhere(server.database, change.name)) as connection:
-        while (status := catalog.transaction_status(connection.session, transaction)) == "in progress":
+    with desk.connect(url.elsewhere(server.database, change.name)) as connection:
+        while (status := catalog.transaction_status(connection.session, change.transaction)) == "in progress":
             signals.sleep(_AGAIN * 10)
     return status == "committed" if status else None
 
@@ -277,7 +298,7 @@ def abandon(desk: Desk, server: Connection, change: Change, fresh: str | None = 
     """After a failure: find out whether the change was made all the same; if not, drop what was filled for it."""
     # Where nobody answers, the next run finds out.
     with suppress(TaskError), loading.answering(desk, server) as asked:
-        if was_made(desk, asked, change):
+        if was_made(desk, asked, replace(change, transaction=desk.journal.transaction())):
             conclude(desk, asked, change)
             return
         if fresh:

@@ -114,8 +114,17 @@ def same_database(one: Database, other: Database) -> bool:
 
 def _place(database: Database) -> str:
     # As in libpq, hostaddr says where to connect, and host only whom to expect there.
-    host = dict(database.parameters).get("hostaddr") or database.host.lower()
-    return "localhost" if host in LOOPBACK else host
+    return place(dict(database.parameters).get("hostaddr") or database.host)
+
+
+def place(host: str) -> str:
+    """Return a host's name as it is compared with others, loopback names being equal."""
+    return "localhost" if host.lower() in LOOPBACK else host.lower()
+
+
+def key(database: Database) -> tuple[str, str, int]:
+    """Return what a database is remembered by."""
+    return database.name, place(database.host), database.port
 
 
 class _Refusal:

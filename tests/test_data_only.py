@@ -379,3 +379,15 @@ def test_a_ledgers_sequence_is_left_alone_too_and_may_be_gone(server: Server, tm
         base.sql("insert into knex_migrations (name) values ('2'), ('3'); drop schema drizzle cascade")
         restored(base, dump, tmp_path)
         assert base.sql("select last_value from numbers") == "3"
+
+
+def test_a_sequence_that_is_called_like_a_ledgers_comes_back(server: Server, tmp_path: Path) -> None:
+    tables = """
+    create table schema_migrations_audit (id serial, t text);
+    insert into schema_migrations_audit (t) values ('1'), ('2'), ('3');
+    """
+    with live(server, tables) as base:
+        dump = base.dump()
+        base.sql("truncate schema_migrations_audit restart identity")
+        restored(base, dump, tmp_path)
+        assert base.sql("select last_value from schema_migrations_audit_id_seq") == "3"

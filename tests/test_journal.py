@@ -117,3 +117,40 @@ def test_what_a_run_that_dies_while_it_writes_leaves_is_cleared(journal: Journal
     assert Store(Here(), journal.folder).clear_remains() == []
     assert {p.name for p in folder.glob(".*.new")} == {"..theirs.new"}
     assert journal.under_way() == CHANGE
+
+
+def test_what_is_under_way_on_another_server_is_not_forgotten(journal: Journal) -> None:
+    journal.begin(CHANGE)
+    Path(journal.transaction_path).write_text("765")
+    here, third = replace(CHANGE, host="here"), replace(CHANGE, host="third")
+    for change in (here, third):
+        journal.begin(change)
+        assert journal.under_way() == change
+    cut_off = [replace(CHANGE, transaction=765), here]
+    assert journal.elsewhere() == cut_off
+    journal.end()
+    journal.end_elsewhere(here)
+    assert journal.elsewhere() == cut_off[:1]
+    journal.end_elsewhere(cut_off[0])
+    assert list(Path(journal.folder).iterdir()) == []
+
+
+def test_loopback_names_are_equal(journal: Journal) -> None:
+    change = replace(CHANGE, host="localhost")
+    journal.remember(change)
+    assert journal.last(Database("bar", "127.0.0.1", 5432)) == change
+    migrations = Migrations(journal.machine, journal.folder)
+    migrations.remember(migration := Migration("bar", "LOCALHOST", 5432, "b", "0", "at", "migrated", ""))
+    assert migrations.last(Database("bar", "::1", 5432)) == migration
+
+
+def test_what_could_not_be_dropped_is_remembered_and_not_undone(journal: Journal) -> None:
+    earlier, other = replace(CHANGE, before="earlier"), replace(CHANGE, name="other")
+    for change in (earlier, other):
+        journal.remember(change)
+    journal.supersede([other], [earlier])
+    assert journal.done() == [replace(earlier, undoable=False)]
+    assert journal.last(Database("bar", "h", 5432)) is None
+    journal.remember(CHANGE)
+    assert journal.last(Database("bar", "h", 5432)) == CHANGE
+    assert len(journal.done()) == 2

@@ -300,3 +300,12 @@ def test_a_password_in_a_statement_that_fails_reaches_no_log(bench: Bench, forma
     written = [p.read_text(errors="replace") for p in bench.project.path.rglob("*log*") if p.is_file()]
     assert any("ERROR" in text for text in written)
     assert [text for text in [done.out, done.err, *written] if password in text] == []
+
+
+@pytest.mark.parametrize("said", ["comment on large object 4711 is 'c'", "grant select on large object 4711 to public"])
+def test_structure_alone_has_nothing_to_say_of_large_objects(bench: Bench, said: str) -> None:
+    database = bench.create(f"create table t (id int); select lo_from_bytea(4711, 'x'); {said}")
+    name = bench.backup(database, "--formats", "dump,sql")
+    for format_ in ("dump", "sql"):
+        done = bench.restore(f"backups/postgres/{name}.{format_}", database, "--schema-only", "--into", bench.name())
+        assert done.code == 0, done.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -182,3 +183,55 @@ def test_what_others_have_written_meanwhile_is_in_the_safety_backup_or_still_the
     assert set(written) <= set(kept)
     quiet = bench.restore(name, database, *mode, env={"INVOKE_DB_IN_PLACE": "true"})
     assert quiet.code == 0, quiet.err
+
+
+def test_what_cannot_be_dropped_yet_is_not_forgotten(bench: Bench) -> None:
+    owner = nasty.make_owner(bench.server, createdb=True)
+    database = bench.create("create table t (id int)", f"owner {owner.name}")
+    bench.server.sql(f"alter table t owner to {owner.name}", database)
+    url = owner.url(bench.server, database)
+    bench.project.use(url)
+    name = bench.project.inv("db.backup", "--json", "--formats", "dump").json["name"]
+    assert bench.restore(name, database, url=url).code == 0
+    aside = bench.server.sql(ASIDE.format(database))
+    with session(bench.server, bench.server.url(aside)):
+        cleaned = bench.project.inv("db.cleanup", env={"INVOKE_DB_ASIDE_HOURS": "0"})
+        assert cleaned.code == 0, cleaned.err
+        assert "could not be dropped" in cleaned.err
+        assert f"Dropped {aside}" not in cleaned.err
+        assert [each["before"] for each in bench.project.inv("db.list", "--json").json["aside"]] == [aside]
+
+
+def test_a_database_made_anew_does_not_go_back_to_what_was_before_it(bench: Bench) -> None:
+    database = bench.create("create table t (id int)")
+    name = bench.backup(database, "--formats", "dump")
+    assert bench.restore(name, database).code == 0
+    bench.server.sql(f"drop database {database}")
+    assert bench.restore(name, database).code == 0
+    undone = bench.project.inv("db.undo", "--force")
+    assert undone.code == 2, undone.err
+    assert bench.server.sql(ASIDE.format(database)) == ""
+
+
+@pytest.mark.slow
+def test_whoever_interrupts_the_last_step_is_told_that_it_was_done(bench: Bench) -> None:
+    database = bench.create(
+        """
+        create table t (id int); insert into t values (1);
+        create function slow(int) returns int language plpgsql immutable as $$ begin
+          if current_query() ilike 'analyze%' then perform pg_sleep(3); end if; return $1;
+        end $$;
+        create index on t (slow(id));
+        """
+    )
+    name = bench.backup(database, "--formats", "dump")
+    bench.server.sql("insert into t values (2)", database)
+    run = bench.project.start("db.restore", name, "--force", env={"INVOKE_DB_IN_PLACE": "true"})
+    analyzing = f"select count(*) from pg_stat_activity where datname = '{database}' and query ilike 'analyze%'"
+    wait_until(lambda: bench.server.sql(analyzing) == "1", "the last step")
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert f"{database} had been restored" in err
+    assert "inv db.undo takes it back" in err
+    assert bench.server.sql("select count(*) from t", database) == "1"
