@@ -276,11 +276,13 @@ select array_agg(command) from (
 """
 _LOCKS = """
 select json_build_object(
-  'needed', 2 * ((select count(distinct (classid, objid)) from pg_depend d where objid >= 16384 and deptype <> 'e')
-    + (select count(*) from pg_largeobject_metadata)),
+  'there', (select count(distinct (classid, objid)) from pg_depend d where objid >= 16384 and deptype <> 'e')
+    + (select count(*) from pg_largeobject_metadata),
   'capacity', current_setting('max_locks_per_transaction')::int
     * (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int))
 """
+# What making an object takes: a table has a type, and mostly a table and an index for what is long.
+_LOCKS_TO_MAKE = {"TABLE": 5, "CONSTRAINT": 2, "INDEX": 2, "VIEW": 2, "MATERIALIZED VIEW": 3, "SEQUENCE": 1, "TYPE": 1}
 # One sentence, naming the first few.
 _REFUSE = """
 select array_agg(what order by rank, what) from obstacles
@@ -436,9 +438,11 @@ def locks() -> str:
     return _LOCKS
 
 
-def read_locks(answer: Any) -> Locks:
-    """Return what `locks` was answered with."""
-    return Locks(**answer)
+def read_locks(answer: Any, items: Iterable[Item]) -> Locks:
+    """Return what `locks` was answered with, where a dump of *items* is to be loaded."""
+    there, made = answer["there"], sum(_LOCKS_TO_MAKE.get(item.kind, 0) for item in items)
+    # A migration may have left less than there will be; of more there is, no heading tells how much it takes.
+    return Locks(there + max(there, made), answer["capacity"])
 
 
 def _there(extensions: Iterable[str]) -> str:

@@ -223,7 +223,7 @@ class Looker:
                 f"{self.database.name} cannot be restored by this user: {survey.obstacles[0]}.",
                 hint="as the owner of everything in it, or as a superuser",
             )
-        locks = emptying.read_locks(catalog.answer(connection.session, emptying.locks()))
+        locks = emptying.read_locks(catalog.answer(connection.session, emptying.locks()), self.dump.items)
         if locks.needed > locks.capacity:
             raise Refused(
                 f"{self.database.name} has too many objects for one transaction: about {locks.needed:,} locks, "

@@ -443,7 +443,7 @@ end $$;
 
 
 def needed(server: Server, database: str) -> Locks:
-    return emptying.read_locks(json.loads(ask(server, database, emptying.locks() + ";")))
+    return emptying.read_locks(json.loads(ask(server, database, emptying.locks() + ";")), ())
 
 
 def test_as_many_locks_are_foreseen_as_are_needed(server: Server, make: Callable[..., str]) -> None:

@@ -249,6 +249,13 @@ def test_a_lock_table_that_is_too_small_is_said_before_anything_is_touched(tmp_p
         assert "too many objects for one transaction" in done.json["error"]
         assert "max_locks_per_transaction" in done.json["try"]
         assert nasty.everything(bench.server, database) == before
+        drop = "".join(f"drop table t{n};" for n in range(60) if n != 2)
+        for half in (drop[: len(drop) // 2].rpartition(";")[0], drop[len(drop) // 2 :].partition(";")[2]):
+            bench.server.sql(half, database)
+        done = bench.restore(name, database, env={"INVOKE_DB_IN_PLACE": "true"})
+        assert done.code == 2, done.err
+        assert "too many objects for one transaction" in done.json["error"]
+        assert not list(bench.project.backups.glob("backup_pre_restore_*"))
         done = bench.restore(name, database)
         assert done.code == 0, done.err
         assert bench.server.sql("select count(*) from t1", database) == "1"
