@@ -184,10 +184,13 @@ class Here:
 
     def entries(self, folder: str, starting: str = "") -> list[Entry] | None:
         try:
-            with os.scandir(folder) as entries:
-                return [_entry(entry) for entry in entries if entry.name.startswith(starting)]
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             return None
+        try:
+            return [_entry(name, descriptor) for name in os.listdir(descriptor) if name.startswith(starting)]
+        finally:
+            os.close(descriptor)
 
     def sizes(self, paths: Sequence[str]) -> list[int]:
         return [_size(path) for path in paths]
@@ -314,13 +317,13 @@ def _pipe() -> tuple[int, int]:
     return out, into
 
 
-def _entry(entry: os.DirEntry[str]) -> Entry:
+def _entry(name: str, folder: int) -> Entry:
     try:
-        target = os.readlink(entry.path) if entry.is_symlink() else None
-        info = entry.stat(follow_symlinks=False)
+        info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        target = os.readlink(name, dir_fd=folder) if stat.S_ISLNK(info.st_mode) else None
     except FileNotFoundError:
-        return Entry(entry.name, is_file=False)
-    return Entry(entry.name, info.st_size, target, entry.is_file(follow_symlinks=False))
+        return Entry(name, is_file=False)
+    return Entry(name, info.st_size, target, stat.S_ISREG(info.st_mode))
 
 
 def _unlink(paths: Sequence[str]) -> OSError | None:

@@ -117,12 +117,18 @@ class BackupName:
             at = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
         except ValueError:
             return None
-        return cls(at, match["type"])
+        name = cls(at, match["type"])
+        # Names are asked for their text more often than for anything else.
+        object.__setattr__(name, "_text", text)
+        return name
 
     def __hash__(self) -> int:
         return hash(self.at)
 
     def __str__(self) -> str:
+        text: str | None = self.__dict__.get("_text")
+        if text:
+            return text
         at = self.at
         # A third of strftime's time.
         return f"backup_{self.type}_{at.year:04}{at.month:02}{at.day:02}_{at.hour:02}{at.minute:02}{at.second:02}"

@@ -590,13 +590,23 @@ class _Alike:
             some = f", {self.broken:,} NOT WHOLE" if self.broken else ""
             head = f"{len(self.fates):,} {verb}{some}: "
         reasons = [reason for reason in self.fates[0].reasons if reason != NOT_WHOLE]
-        # A week cannot be told from the name beside it; a day and a month can.
-        shorter = [_SHORTER.sub(r"\1\2", reason) for reason in reasons]
-        short = [_WEEK.sub(r"\1", _DAYS.sub(r"\1 d", reason)) for reason in shorter]
-        sayings = [head + said for said in (", ".join(reasons), ", ".join(shorter), ", ".join(short), " ".join(short))]
-        if self.broken and not self.fates[0].kept:
-            sayings.append(head.removesuffix(": "))
-        return next((said for said in sayings if columns.cells(said) <= room), sayings[-1])
+        said = head
+        for said in _shorter_and_shorter(head, reasons, goes=self.broken > 0 and not self.fates[0].kept):
+            if columns.cells(said) <= room:
+                break
+        return said
+
+
+def _shorter_and_shorter(head: str, reasons: list[str], *, goes: bool) -> Iterator[str]:
+    yield head + ", ".join(reasons)
+    # A week cannot be told from the name beside it; a day and a month can.
+    shorter = [_SHORTER.sub(r"\1\2", reason) for reason in reasons]
+    yield head + ", ".join(shorter)
+    short = [_WEEK.sub(r"\1", _DAYS.sub(r"\1 d", reason)) for reason in shorter]
+    yield head + ", ".join(short)
+    yield head + " ".join(short)
+    if goes:
+        yield head.removesuffix(": ")
 
 
 def _fates(fates: list[Fate], backups: Mapping[str, Backup], width: int, together: int) -> list[Row]:

@@ -14,7 +14,7 @@ from . import info as info_
 from .errors import Failed, Refused
 from .info import Info
 from .machine import CommandError, Entry, Machine
-from .model import ALL_FORMATS, BY_TIME, INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
+from .model import BY_TIME, EXTENSIONS, INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
 from .units import listed
 
 PARTIAL = ".partial_"
@@ -22,6 +22,7 @@ FETCHING = ".fetching"
 _CLEARED = ".cleared_"
 _REMOVING = ".removing"
 _MOST_LINKS = 8
+_FORMATS = tuple((f, f.extension) for f in Format)
 # Clocks of two machines differ; what is dated later than that is not the latest of anything.
 _SKEW = timedelta(hours=1)
 _LATEST = re.compile(r"backup_(?P<type>[a-z0-9_]+)_latest(?P<extension>\.(?:dump|tar|sql|sql\.gz|info))")
@@ -57,7 +58,7 @@ class Backup:
         if self.info is None:
             return self.has_info and not self.damaged and bool(self.sizes)
         files = self.info.files
-        return all(f.extension not in files or self.sizes.get(f) == files[f.extension].bytes for f in ALL_FORMATS)
+        return all(e not in files or self.sizes.get(f) == files[e].bytes for f, e in _FORMATS)
 
     @property
     def missing(self) -> list[str]:
@@ -101,12 +102,14 @@ class Store:
 
     def backups(self, type_: str | None = None) -> list[Backup]:
         """Return the backups in the folder, newest first, perhaps of one type only."""
-        entries = self._entries()
-        groups: dict[BackupName, dict[str, Entry]] = {}
-        for entry in entries:
-            parsed = split_file(entry.name) if entry.is_file else None
-            if parsed and (type_ is None or parsed[0].type == type_):
-                groups.setdefault(parsed[0], {})[parsed[1]] = entry
+        found: dict[str, dict[str, Entry]] = {}
+        for entry in self._entries():
+            # A name has no dot in it; the files of one are parsed once.
+            stem, dot, ending = entry.name.partition(".")
+            if entry.is_file and dot + ending in EXTENSIONS:
+                found.setdefault(stem, {})[dot + ending] = entry
+        parsed = ((BackupName.parse(stem), files) for stem, files in found.items())
+        groups = {name: files for name, files in parsed if name and type_ in (None, name.type)}
         names = sorted(groups, key=BY_TIME, reverse=True)
         with_info = [name for name in names if INFO in groups[name]]
         raw = dict(zip(with_info, self._infos([f"{self.folder}/{name}{INFO}" for name in with_info]), strict=True))
@@ -237,7 +240,7 @@ class Store:
             folder=folder or self.folder,
             type=name.type,
             created_at=name.at,
-            sizes={f: files[f.extension].bytes for f in ALL_FORMATS if f.extension in files},
+            sizes={f: files[extension].bytes for f, extension in _FORMATS if extension in files},
             # One that went away between two looks is not there.
             has_info=raw is not None,
             info=info,
