@@ -13,12 +13,34 @@ from .model import Format
 from .restore import Result
 from .store import Backup
 
-# Who a server is, as far as this user may know: two databases with the same answer are the same database.
+# What any user may know of where they are: the server's start, the database, whether it follows another server; and
+# whether they may know of which cluster it is.
 _IDENTITY = """
-select coalesce((select system_identifier::text from pg_control_system()
-    where has_function_privilege('pg_control_system()', 'EXECUTE')), pg_postmaster_start_time()::text)
-  || ' ' || (select oid from pg_database where datname = current_database())
+select extract(epoch from pg_postmaster_start_time()) || '|' || oid || '|' || pg_is_in_recovery()
+  || '|' || has_function_privilege('pg_control_system()', 'EXECUTE')
+from pg_database where datname = current_database()
 """
+_CLUSTER = "select system_identifier from pg_control_system()"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which database it is: on a server that *began* then; *cluster* is empty where that may not be known."""
+
+    began: str
+    oid: str
+    follows: bool = False
+    cluster: str = ""
+
+    def is_same(self, other: Identity) -> bool:
+        """Whether what is done to one is done to the other: both are one, or one of them follows the other.
+
+        A copy of all the server's files that goes its own way is not the same.
+        """
+        if self.oid != other.oid:
+            return False
+        follows = (self.follows or other.follows) and bool(self.cluster)
+        return self.began == other.began or (follows and self.cluster == other.cluster)
 
 
 @dataclass(frozen=True)
@@ -58,13 +80,15 @@ def _refuse_the_same(far: Desk, near: Desk) -> None:
         here = _identity(near)
     except Unreachable:
         return  # a database that is missing is not that one; whatever else it is, the restore will say
-    if here == there:
+    if here.is_same(there):
         raise Refused(
             f"{far.choice.database.name} on {far.machine.name} is the very database that is configured here.",
             hint=f"another database in {near.settings.env_file}",
         )
 
 
-def _identity(desk: Desk) -> str:
+def _identity(desk: Desk) -> Identity:
     with desk.connect(desk.choice.database) as connection:
-        return connection.session.ask(_IDENTITY)
+        began, oid, follows, known = connection.session.ask(_IDENTITY).split("|")
+        cluster = connection.session.ask(_CLUSTER) if known == "true" else ""
+        return Identity(began, oid, follows == "true", cluster)

@@ -23,6 +23,7 @@ from conftest import Project, Ran, Server, missing, slowly
 from sshd import an_sshd
 
 from bench.sshd import HOST, Sshd
+from pg_backup_tasks.pull import Identity
 
 ODD = 'far "proj" it\'s $HOME'
 PASSWORD = f"s3cret-{secrets.token_hex(4)}-'\"$;é"
@@ -648,9 +649,27 @@ def test_a_fresh_pull_into_a_database_that_is_missing(pair: Pair, server: Server
 def test_a_pull_into_the_very_database_is_refused(pair: Pair) -> None:
     pair.host("db.backup", "--formats", "dump")
     pair.near.use(pair.server.url(pair.database))
+    pair.server.sql("revoke execute on function pg_control_system() from public", pair.database)
     done = pair.inv("db.pull", "--force", "--host", "prod")
     assert done.code == 2
     assert f"{pair.database} on prod is the very database" in done.err
+
+
+@pytest.mark.parametrize(
+    ("far", "same"),
+    [
+        (Identity("1", "5"), True),
+        (Identity("1", "6"), False),
+        (Identity("2", "5"), False),
+        (Identity("2", "5", follows=False, cluster="c"), False),
+        (Identity("2", "5", follows=True, cluster="c"), True),
+        (Identity("2", "5", follows=True, cluster="d"), False),
+        (Identity("2", "5", follows=True), False),
+    ],
+)
+def test_which_database_is_the_very_one(far: Identity, same: bool) -> None:
+    here = Identity("1", "5", cluster="c")
+    assert here.is_same(far) is far.is_same(here) is same
 
 
 def test_fetch_and_pull_are_about_another_machine(pair: Pair) -> None:
