@@ -103,7 +103,8 @@ def warn_of_no_type(desk: Desk, type_: str | None, backups: Collection[Backup]) 
 
 def _needed(desk: Desk) -> dict[str, str]:
     """Return the backups that something remembered here would miss."""
-    needed = {change.before: "db.undo needs it" for change in desk.journal.done() if change.how == "in place"}
+    needed = dict.fromkeys(desk.store.used(), "a db.fetch reads it")
+    needed |= {change.before: "db.undo needs it" for change in desk.journal.done() if change.how == "in place"}
     migrations = (m for m in desk.migrations.all() if m.state != "rolled back")
     needed |= {migration.backup: "db.rollback needs it" for migration in migrations}
     under_way = desk.journal.under_way()

@@ -11,6 +11,7 @@ from . import switching
 from .desk import Desk
 from .errors import Failed, Refused
 from .info import FileInfo
+from .machine import CommandError
 from .model import INFO, BackupName, Digest, Format
 from .store import FETCHING, Backup, Store
 from .units import size
@@ -56,7 +57,8 @@ def fetch(far: Desk, near: Desk, chosen: Backup, wait: float, formats: tuple[For
         if here := _here_already(home, chosen, wanted):
             return Fetched(here, far.machine.name, 0, monotonic() - began)
         _refuse_without_room(home, chosen, wanted)
-        _bring(far, home, chosen, wanted)
+        with far.store.in_use(chosen.name):
+            _bring(far, home, chosen, wanted)
         found = _as_it_lies(home.store, chosen)
     return Fetched(found, far.machine.name, sum(chosen.sizes[f] for f in wanted), monotonic() - began)
 
@@ -139,8 +141,17 @@ def _copy(far: Desk, home: Desk, chosen: Backup, places: dict[Format, str]) -> N
                 moved[extension] += count
                 gauge.update(moved)
 
-            came = far.machine.bring(chosen.path(format_), place, progress)
-            _compare(far, chosen, format_, came)
+            try:
+                came = far.machine.bring(chosen.path(format_), place, progress)
+                _compare(far, chosen, format_, came)
+            except (CommandError, FileNotFoundError):
+                if chosen.folder == far.store.folder and far.store.by_name(chosen.name) is None:
+                    raise _gone(far, chosen) from None
+                raise
+
+
+def _gone(far: Desk, chosen: Backup) -> Failed:
+    return Failed(f"{chosen.name} was removed from {far.machine.name} meanwhile.", hint="inv db.list")
 
 
 def _compare(far: Desk, chosen: Backup, format_: Format, came: Digest) -> None:
@@ -165,7 +176,7 @@ def _document(far: Desk, chosen: Backup, wanted: tuple[Format, ...]) -> bytes:
     """Return the `.info` for the files that came; an old script's as it is."""
     raw = far.machine.read(chosen.info_path)
     if raw is None:
-        raise Failed(f"{chosen.name} was removed from {far.machine.name} meanwhile.", hint="inv db.list")
+        raise _gone(far, chosen)
     if chosen.info is None or set(wanted) == set(chosen.sizes):
         return raw
     return info_.encode(info_.with_files(chosen.info, (f.extension for f in wanted)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -21,6 +23,8 @@ PARTIAL = ".partial_"
 FETCHING = ".fetching"
 _CLEARED = ".cleared_"
 _REMOVING = ".removing"
+# Who reads a backup for a while, without the lock: a link that says who.
+_IN_USE = ".in_use_"
 _MOST_LINKS = 8
 _FORMATS = tuple((f, f.extension) for f in Format)
 # Clocks of two machines differ; what is dated later than that is not the latest of anything.
@@ -277,6 +281,8 @@ class Store:
                 self.machine.remove(f"{self.folder}/{entry.name}")
             elif entry.name == FETCHING:
                 self.machine.remove_tree(f"{self.folder}/{FETCHING}")
+            elif entry.name.startswith(_IN_USE) and entry.target and not self.machine.alive(entry.target):
+                self.machine.remove(f"{self.folder}/{entry.name}")
         if not any(entry.name.startswith((PARTIAL, _CLEARED)) for entry in hidden):
             return []
         entries = self._entries()
@@ -300,6 +306,24 @@ class Store:
         return finished
 
     # Letting go
+
+    @contextmanager
+    def in_use(self, name: str) -> Iterator[None]:
+        """Let no cleanup remove a backup for this block, where this user may say so in the folder."""
+        who = self.machine.presence()
+        mark = f"{self.folder}/{_IN_USE}{name}.{hashlib.sha256(who.encode()).hexdigest()[:12]}"
+        with suppress(OSError, CommandError):
+            self.machine.claim(mark, who)
+        try:
+            yield
+        finally:
+            with suppress(OSError, CommandError):
+                self.machine.remove(mark)
+
+    def used(self) -> set[str]:
+        """Return the names of the backups that are in use."""
+        marks = [entry for entry in self._entries(_IN_USE) if entry.target and self.machine.alive(entry.target)]
+        return {mark.name.removeprefix(_IN_USE).rpartition(".")[0] for mark in marks}
 
     def remove(self, backups: Sequence[Backup]) -> None:
         """Remove these backups, each as a whole; only under the lock.

@@ -582,14 +582,7 @@ def test_a_fetch_that_was_cut_begins_anew(pair: Pair, signum: signal.Signals, tm
     far = pair.far.backups / f"{name}.dump"
     whole = far.read_bytes()
     home = pair.near.path / "backups/prod"
-    slow = tmp_path / "slow"
-    slow.mkdir()
-    begun = shlex.quote(str(slow / "begun"))
-    # What we fetch with reads its standard input; all else is left as it is.
-    (slow / "cat").write_text(
-        f'#!/bin/sh\n[ $# -gt 0 ] && exec /bin/cat "$@"\ndd bs=500 count=1 2>/dev/null; echo >{begun}; exec sleep 60\n'
-    )
-    (slow / "cat").chmod(0o755)
+    slow = a_slow_cat(tmp_path)
     with slow_shell(pair, slow):
         run = pair.near.start("db.fetch", name, "--host", "prod")
         wait_until((slow / "begun").exists, "the first bytes")
@@ -600,6 +593,34 @@ def test_a_fetch_that_was_cut_begins_anew(pair: Pair, signum: signal.Signals, tm
     pair.host("db.fetch", name)
     assert sorted(f.name for f in home.iterdir()) == [f"{name}.dump", f"{name}.info"]
     assert (home / f"{name}.dump").read_bytes() == whole
+
+
+def a_slow_cat(tmp_path: Path) -> Path:
+    """Return a folder with a cat that stops within what it reads, and then makes the file `begun` there."""
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    begun = shlex.quote(str(slow / "begun"))
+    # What we fetch with reads its standard input; all else is left as it is.
+    (slow / "cat").write_text(
+        f'#!/bin/sh\n[ $# -gt 0 ] && exec /bin/cat "$@"\ndd bs=500 count=1 2>/dev/null; echo >{begun}; exec sleep 60\n'
+    )
+    (slow / "cat").chmod(0o755)
+    return slow
+
+
+@pytest.mark.slow
+def test_no_cleanup_removes_what_is_being_fetched(pair: Pair, tmp_path: Path) -> None:
+    older, newer = (pair.host("db.backup", "--formats", "dump", "--json").json["name"] for _ in range(2))
+    slow = a_slow_cat(tmp_path)
+    with slow_shell(pair, slow):
+        run = pair.near.start("db.fetch", older, "--host", "prod")
+        wait_until((slow / "begun").exists, "the first bytes")
+        done = pair.host("db.cleanup", "--keep", "1", "--json").json
+        assert [b["name"] for b in done["kept"]] == [newer, older]
+        run.terminate()
+        run.communicate()
+    assert [b["name"] for b in pair.host("db.cleanup", "--keep", "1", "--json").json["kept"]] == [newer]
+    assert pair.far.hidden_files() == []
 
 
 @contextmanager

@@ -91,6 +91,31 @@ def shelf(tmp_path: Path) -> Shelf:
 OLD, NEW, AUTO = "backup_manual_20251122_143022", "backup_manual_20261122_143022", "backup_auto_20260101_000000"
 
 
+# What is in use
+
+
+def test_a_backup_is_in_use_as_long_as_its_reader_lives(shelf: Shelf) -> None:
+    shelf.put(OLD, ".dump")
+    with shelf.store.in_use(OLD):
+        assert shelf.store.used() == {OLD}
+        shelf.store.clear_remains()
+        assert shelf.store.used() == {OLD}
+        assert [b.name for b in shelf.store.backups()] == [OLD]
+    assert shelf.store.used() == set()
+    number, *more = Here().presence().split("|")
+    dead = "|".join((number, "another time", *more[1:]))
+    mark = shelf.folder / f".in_use_{OLD}.0"
+    mark.symlink_to(dead)
+    assert shelf.store.used() == set()
+    shelf.store.clear_remains()
+    assert not mark.is_symlink()
+
+
+def test_a_backup_that_is_only_readable_can_be_in_use(shelf: Shelf) -> None:
+    with Store(Here(), str(shelf.folder / "none")).in_use(OLD):
+        pass
+
+
 # What is there
 
 
