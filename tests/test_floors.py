@@ -22,7 +22,7 @@ HOUSE = {
     "catalog premise written desk hosts",
     "workflows": "consent loading analysis data_only single_tables dumps verify switching backup looking leavings "
     "restore undo cleanup migrate rollback fetch pull",
-    "face": "report beside running collection __init__",
+    "face": "streams pictures report beside running collection __init__",
 }
 ORDER = " ".join(HOUSE.values()).split()
 # What touches the world outside has no place among what is pure.
@@ -32,7 +32,7 @@ DOORS = {
     "fabric": "line",
     "invoke": "errors running collection",
     "isal": "archive bulk",
-    "logging": "report line",
+    "logging": "streams report line",
     "msgspec": "info",
     "paramiko": "line far",
     "rich": "report",

@@ -1,0 +1,227 @@
+"""What a shelf, a cleanup, a verdict and a migration look like: rows and lines for a terminal, documents for JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from . import columns
+from .columns import Row, Style
+from .model import Format
+from .retention import NOT_WHOLE
+from .units import duration, listed, short_age, size
+
+if TYPE_CHECKING:
+    from .cleanup import Shelf
+    from .journal import Change
+    from .migrate import Verdict as Outcome
+    from .retention import Fate
+    from .store import Backup
+    from .verify import Verdict
+
+_SHORTER = re.compile(r"^(daily|monthly) \S+$|one of the (last)")
+_WEEK = re.compile(r"^(weekly) \S+$")
+_DAYS = re.compile(r"([0-9]+) days?")
+
+
+def shelf_rows(backups: list[Backup], now: datetime, *, numbered: bool = False) -> list[Row]:
+    """Return the table of a shelf, its heading first; *numbered* for one to choose from."""
+    rows = [Row(("BACKUP", "AGE", "SIZE", "DATABASE", "FILES", "STATE"), Style.HEADING)]
+    for backup in backups:
+        age = short_age((now - backup.created_at).total_seconds()) if backup.created_at else "?"
+        cells = (backup.name, age, size(backup.bytes), _database(backup), _files(backup), _state(backup, now))
+        rows.append(Row(cells, Style.PLAIN if backup.complete else Style.ALARM))
+    numbers = ["#", *map(str, range(1, len(rows)))]
+    return [Row((n, *row.cells), row.style) for n, row in zip(numbers, rows, strict=True)] if numbered else rows
+
+
+def fates_document(shelf: Shelf) -> dict[str, Any]:
+    """Return what becomes of each backup as JSON has it."""
+    parts: dict[str, Any] = {"kept": [], "removed": []}
+    for fate in shelf.fates:
+        parts["kept" if fate.kept else "removed"].append({"name": str(fate.name), "reasons": list(fate.reasons)})
+    return parts
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Backups of one type, one after the other, with the same fate."""
+
+    fates: list[Fate]
+    bytes: int
+    broken: int
+    """How many of them are not whole."""
+
+    @property
+    def named(self) -> str:
+        """Which they are."""
+        newest, oldest = self.fates[0].name, self.fates[-1].name
+        if newest == oldest:
+            return str(newest)
+        if newest.at.date() == oldest.at.date():
+            return f"{oldest.at:%Y-%m-%d %H:%M} to {newest.at:%H:%M}"
+        return f"{oldest.at:%Y-%m-%d} to {newest.at:%Y-%m-%d}"
+
+    @property
+    def style(self) -> Style:
+        """How they are seen: what goes steps back, what is not whole stands out."""
+        if self.broken == len(self.fates):
+            return Style.ALARM
+        return Style.PLAIN if self.fates[0].kept else Style.DIM
+
+    def why(self, room: int) -> str:
+        """Return what becomes of them and why, in words that fit if there are any."""
+        verb = "kept" if self.fates[0].kept else "removed"
+        head = f"NOT WHOLE, {verb}: " if self.broken else f"{verb}: "
+        if len(self.fates) > 1:
+            some = f", {self.broken:,} NOT WHOLE" if self.broken else ""
+            head = f"{len(self.fates):,} {verb}{some}: "
+        reasons = [reason for reason in self.fates[0].reasons if reason != NOT_WHOLE]
+        said = head
+        for said in _shorter_and_shorter(head, reasons, goes=self.broken > 0 and not self.fates[0].kept):
+            if columns.cells(said) <= room:
+                break
+        return said
+
+
+def _shorter_and_shorter(head: str, reasons: list[str], *, goes: bool) -> Iterator[str]:
+    yield head + ", ".join(reasons)
+    # A week cannot be told from the name beside it; a day and a month can.
+    shorter = [_SHORTER.sub(r"\1\2", reason) for reason in reasons]
+    yield head + ", ".join(shorter)
+    short = [_WEEK.sub(r"\1", _DAYS.sub(r"\1 d", reason)) for reason in shorter]
+    yield head + ", ".join(short)
+    yield head + " ".join(short)
+    if goes:
+        yield head.removesuffix(": ")
+
+
+def fate_rows(fates: list[Fate], backups: Mapping[str, Backup], width: int, together: int) -> list[Row]:
+    """Return the rows of one type; more than *together* that go alike, one after the other, are one."""
+    groups: list[_Alike] = []
+    for _, run in groupby(fates, lambda fate: (fate.kept, [reason for reason in fate.reasons if reason != NOT_WHOLE])):
+        same = list(run)
+        parts = [same] if len(same) > together and not same[0].kept else [[fate] for fate in same]
+        for part in parts:
+            found = [backups[str(fate.name)] for fate in part]
+            broken = sum(not backup.complete for backup in found)
+            groups.append(_Alike(part, sum(backup.bytes for backup in found), broken))
+    names, sizes = [group.named for group in groups], [size(group.bytes) for group in groups]
+    room = columns.room(width, max(map(len, names)), max(map(len, sizes)))
+    rows = zip(groups, names, sizes, strict=True)
+    return [Row((name, size_, group.why(room)), group.style) for group, name, size_ in rows]
+
+
+def _database(backup: Backup) -> str:
+    name = backup.info.database.name if backup.info else "?"
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def _files(backup: Backup) -> str:
+    lacking = [f.value for f in Format if f not in backup.sizes]
+    if len(lacking) == 1:
+        return f"no {lacking[0]}"
+    return " ".join(f.value for f in backup.sizes) if lacking else f"all {len(Format)}"
+
+
+def sizes(backup: Backup) -> str:
+    """Return each file of a backup with its size."""
+    return ", ".join(f"{f.extension} {size(s)}" for f, s in backup.sizes.items())
+
+
+def _state(backup: Backup, now: datetime) -> str:
+    if not backup.complete:
+        return "NOT WHOLE"
+    if backup.info is None:
+        return "no checksums"
+    if backup.info.restored is None:
+        return "whole"
+    with suppress(ValueError):
+        at = datetime.fromisoformat(backup.info.restored.at)
+        return f"proven {short_age((now - at).total_seconds())}"
+    return "proven"
+
+
+def listed_document(backup: Backup) -> dict[str, Any]:
+    """Return what `db.list` says of a backup, as JSON has it."""
+    info = backup.info
+    return {
+        "name": backup.name,
+        "type": backup.type,
+        "created_at": backup.created_at.isoformat().replace("+00:00", "Z") if backup.created_at else None,
+        "bytes": backup.bytes,
+        "database": info.database.name if info else None,
+        "formats": [f.value for f in backup.sizes],
+        "complete": backup.complete,
+        "restored_at": info.restored.at if info and info.restored else None,
+    }
+
+
+def aside_document(change: Change) -> dict[str, Any]:
+    """Return what `db.list` says of a database kept aside, as JSON has it."""
+    return {key: getattr(change, key) for key in ("name", "host", "port", "before", "at", "bytes", "task", "backup")}
+
+
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    """Return what was found of a backup, as JSON has it."""
+    from .info import as_json
+
+    return {
+        "name": verdict.name,
+        "ok": verdict.ok,
+        "problems": list(verdict.problems),
+        "restored": as_json(verdict.restored) if verdict.restored else None,
+        "untestable": verdict.untestable,
+    }
+
+
+def way_out(verdicts: list[Verdict]) -> str:
+    """Return what there is to try where a backup is not healthy, nothing where all are."""
+    if all(v.ok for v in verdicts):
+        return ""
+    whole = [f"{v.name} is the newest that is whole" for v in verdicts if v.ok][:1]
+    others = ["inv db.verify all says which others are whole"] if len(verdicts) == 1 else []
+    return "; ".join([*whole, *others, "inv db.backup takes a new one"])
+
+
+def verdict_lines(verdict: Verdict) -> Iterator[str]:
+    """Yield what was found of a backup."""
+    if not verdict.ok:
+        yield f"{verdict.name}: NOT HEALTHY"
+        for problem in verdict.problems:
+            yield f"  {problem}"
+        return
+    how = "whole, every checksum matches" if verdict.checked else "reads to its end; no checksum known"
+    if verdict.untestable:
+        how += f"; a restore cannot be tested here: {verdict.untestable}"
+    elif verdict.restored:
+        how += (
+            f"; restored on {verdict.restored.at[:10]} with every row "
+            f"(PostgreSQL {verdict.restored.server_version}, {duration(verdict.restored.seconds)})"
+        )
+    yield f"{verdict.name}: {how}"
+
+
+def how_many(staying: int, going: int) -> str:
+    """Return how many of a type's backups stay and go."""
+    return f"{staying:,} {'stays' if staying == 1 else 'stay'}, {going:,} {'goes' if going == 1 else 'go'}"
+
+
+def what_changed(verdict: Outcome) -> Iterator[str]:
+    """Yield what a migration applied and what differs from before it."""
+    past = "" if verdict.outcome == "migrated" else " had"
+    new = [name for name in verdict.after or [] if name not in (verdict.before or [])]
+    if new:
+        yield f"Applied  {listed(new)}"
+    if verdict.changed is None:
+        return
+    if verdict.changed.schema:
+        yield f"Schema  {past} changed"
+    for table, (before, after) in verdict.changed.tables.items():
+        then = "not the same" if before == after else f"then {'gone' if after is None else after}"
+        yield f"Rows     {table}: {'none' if before is None else before}, {then}"
