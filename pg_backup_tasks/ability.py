@@ -71,9 +71,15 @@ _TOO_MUCH = {
     "DEFAULT ACL": r"\bSET SESSION AUTHORIZATION\b",
 }
 _GRANTEE = re.compile(r'(?:TO|FROM) (?P<role>"(?:[^"]|"")*"|[^\s;"]+)(?: WITH GRANT OPTION)?;', re.MULTILINE)
+_NAME = r'(?:"(?:[^"]|"")*"|[^\s,;".]+)'
+_POLICY = re.compile(
+    rf"CREATE POLICY {_NAME} ON {_NAME}(?:\.{_NAME})?(?: AS RESTRICTIVE)?(?: FOR [A-Z]+)? "
+    rf"TO (?P<roles>{_NAME}(?:, {_NAME})*)"
+)
+_MAPPING = re.compile(r"USER MAPPING (?P<role>.*) SERVER ", re.DOTALL)
 _GRANTOR = re.compile(r"/(?P<role>.*)$", re.DOTALL)
 # Roles without an entry of their own: who a grant is to, or whoever owns the database.
-_ALWAYS_THERE = frozenset({"PUBLIC", "pg_database_owner"})
+_ALWAYS_THERE = frozenset({"PUBLIC", "public", "pg_database_owner"})
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,10 @@ def missing_roles(items: Sequence[Item], role: Role) -> list[str]:
     for item in items:
         if item.kind in ("ACL", "DEFAULT ACL"):
             named |= {unquoted(match["role"]) for match in _GRANTEE.finditer(item.definition)}
+        elif item.kind == "POLICY" and (policy := _POLICY.match(item.definition)):
+            named |= {unquoted(role) for role in re.findall(_NAME, policy["roles"])}
+        elif item.kind == "USER MAPPING" and (mapping := _MAPPING.match(item.name)):
+            named.add(mapping["role"])
     return sorted(named - role.roles - _ALWAYS_THERE)
 
 

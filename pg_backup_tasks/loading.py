@@ -106,6 +106,7 @@ class Target:
 
     *whole* asks for one transaction, for a database that others can see already, and *properties* are given to it
     in that, after *opening* has been said; *owned* asks for owners and grants; *part* for less than the whole dump.
+    *called* is the database that it is to be, where that is another yet.
     """
 
     connection: Connection
@@ -114,6 +115,12 @@ class Target:
     properties: tuple[Statement, ...] = ()
     part: Part | None = None
     opening: str = ""
+    called: Database | None = None
+
+    @property
+    def database(self) -> Database:
+        """The database that is spoken of."""
+        return self.called or self.connection.database
 
 
 def load(desk: Desk, dump: Dump, target: Target) -> None:
@@ -162,7 +169,7 @@ def _load_side_by_side(desk: Desk, dump: Dump, target: Target, tools: Tools) -> 
         done = job.wait()
     desk.report.note(_told(done.err) or f"pg_restore took {dump.path}")
     if done.code:
-        raise _refusal(CommandError(command, done), connection.database)
+        raise _refusal(CommandError(command, done), target.database)
 
 
 def _load_as_one_stream(desk: Desk, dump: Dump, target: Target) -> None:
@@ -195,12 +202,12 @@ def _load_as_one_stream(desk: Desk, dump: Dump, target: Target) -> None:
         try:
             done = desk.machine.load(job, progress)
         except CommandError as error:
-            raise postgres.explain(error, connection.database, "restore") from None
+            raise postgres.explain(error, target.database, "restore") from None
         finally:
             desk.machine.remove(desk.journal.list_path)
     if done.code:
         desk.report.note(_told(done.err))
-        raise _refusal(CommandError(command, done), connection.database)
+        raise _refusal(CommandError(command, done), target.database)
     for statement in properties.refused(done.err, target.properties):
         _say_refused(desk, statement)
 
@@ -278,7 +285,10 @@ def maintenance(desk: Desk, database: Database) -> Iterator[Connection]:
         for place in first:
             with suppress(Unreachable):
                 connection = stack.enter_context(desk.connect(place))
-        yield connection or stack.enter_context(desk.connect(last))
+        connection = connection or stack.enter_context(desk.connect(last))
+        # A role may be told to read only, unless it says otherwise.
+        connection.session.ask("set default_transaction_read_only to off")
+        yield connection
 
 
 def scratch_name() -> str:

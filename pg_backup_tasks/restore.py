@@ -246,7 +246,7 @@ class Work:
     def _fill(self, name: str) -> None:
         with self._scratch(name) as connection:
             part = self._looker.structure()
-            target = Target(connection, whole=False, owned=self.order.owned, part=part)
+            target = Target(connection, whole=False, owned=self.order.owned, part=part, called=self.database)
             with analysis.ahead(self.desk, connection) as analyzed:
                 loading.load(self.desk, self.dump, target)
             analysis.analyze(self.desk, connection, self.dump if part is None else None, analyzed)

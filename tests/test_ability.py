@@ -83,8 +83,12 @@ def test_roles_that_are_missing() -> None:
         item("DEFAULT ACL", "ALTER DEFAULT PRIVILEGES FOR ROLE bar GRANT ALL ON TABLES TO late WITH GRANT OPTION;"),
         item("SCHEMA", owner="pg_database_owner"),
         item("COMMENT", "COMMENT ON TABLE s.x IS 'GRANT SELECT ON TABLE s.x TO nobody;';", owner=""),
+        item("POLICY", 'CREATE POLICY "x TO y" ON s.x FOR SELECT TO bar, "P 1", p2 USING (true);\n'),
+        item("POLICY", "CREATE POLICY x ON s.x USING ((t = ' TO nobody;'));\n"),
+        item("USER MAPPING", "CREATE USER MAPPING FOR m SERVER far;\n", name="USER MAPPING m SERVER far"),
+        item("USER MAPPING", "CREATE USER MAPPING FOR public SERVER far;\n", name="USER MAPPING public SERVER far"),
     ]
-    assert ability.missing_roles(items, OWNER) == ['Nasty "one"', "gone", "late"]
+    assert ability.missing_roles(items, OWNER) == ['Nasty "one"', "P 1", "gone", "late", "m", "p2"]
 
 
 def test_extensions_that_are_missing() -> None:

@@ -316,3 +316,16 @@ def test_structure_alone_has_nothing_to_say_of_large_objects(bench: Bench, said:
     for format_ in ("dump", "sql"):
         done = bench.restore(f"backups/postgres/{name}.{format_}", database, "--schema-only", "--into", bench.name())
         assert done.code == 0, done.err
+
+
+def test_a_role_that_reads_only_unless_it_says_otherwise(bench: Bench) -> None:
+    owner = nasty.make_owner(bench.server, createdb=True)
+    database = bench.create("create table t (id int)", f"owner {owner.name}")
+    bench.server.sql(f"alter table t owner to {owner.name}", database)
+    url = owner.url(bench.server, database)
+    bench.project.use(url)
+    name = bench.project.inv("db.backup", "--json", "--formats", "dump").json["name"]
+    bench.server.sql(f"alter role {owner.name} set default_transaction_read_only to on")
+    done = bench.restore(name, database, url=url)
+    assert done.code == 0, done.err
+    assert done.json["how"] == "swap"
