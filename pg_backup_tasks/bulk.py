@@ -98,11 +98,15 @@ def write_all(file: io.FileIO, data: bytes) -> None:
         view = view[written:]
 
 
+def _for_us_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 class Hashing:
-    """Writes a file and knows its digest; on disk when closed."""
+    """Writes a file, which only its owner may read, and knows its digest; on disk when closed."""
 
     def __init__(self, path: str) -> None:
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._file = open(path, "wb", buffering=0, opener=_for_us_alone)  # noqa: SIM115 - closed by close()
         self._hash = hashlib.sha256()
         self._size = 0
 

@@ -808,6 +808,7 @@ def test_a_file_is_brought_whole(machine: Machine, folder: Path) -> None:
     found = machine.bring(f"{folder}/-a \\b", f"{folder}/came", seen.append)
     assert found == Digest(len(data), hashlib.sha256(data).hexdigest())
     assert (folder / "came").read_bytes() == data
+    assert (folder / "came").stat().st_mode & 0o777 == 0o600
     assert sum(seen) == len(data)
     assert machine.bring("/dev/null", f"{folder}/empty", seen.append) == Digest(0, hashlib.sha256().hexdigest())
 
