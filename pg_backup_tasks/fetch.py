@@ -44,10 +44,12 @@ def folder_of(near: Desk, host: str) -> str:
 def fetch(far: Desk, near: Desk, chosen: Backup, wait: float, formats: tuple[Format, ...] | None = None) -> Fetched:
     """Bring *chosen*, or some of its formats, from *far* to this machine; return it as it lies here.
 
-    Raises Failed where what came is not what was written; then nothing has its name.
+    A path has fixed one of them. Raises Failed where what came is not what was written; then nothing has its name.
     """
     began = monotonic()
     switching.tell(far)
+    if formats is None and chosen.chosen:
+        formats = (chosen.chosen,)
     wanted = tuple(f for f in Format if f in chosen.sizes and (formats is None or f in formats))
     if not wanted or (chosen.type and not chosen.complete):
         raise Refused(f"{chosen.name} on {far.machine.name} is not whole.", hint="inv db.list shows which are")

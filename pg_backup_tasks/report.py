@@ -149,9 +149,15 @@ class Report:
 
     def planned(self, plan: str) -> None:
         """Show what `inv --dry` would have done."""
-        self.say(plan)
+        self.planned_on({"": plan})
+
+    def planned_on(self, plans: Mapping[str, str]) -> None:
+        """Show what it would have done on each of several hosts."""
+        for plan in plans.values():
+            self.say(plan)
         if self._as_json:
-            self.document({"dry_run": True, "plan": self._clean(plan)})
+            documents = {host: {"dry_run": True, "plan": self._clean(plan)} for host, plan in plans.items()}
+            self.document(documents if len(documents) > 1 else next(iter(documents.values())))
             self._insist()
 
     def flush(self) -> None:

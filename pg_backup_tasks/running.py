@@ -292,11 +292,11 @@ def _host(c: Context, settings: Settings, name: str) -> Host:
 
 
 def _plan_far(report: Report, hosts: list[Host]) -> None:
+    plans = {}
     for host in hosts:
-        where = f" in {host.project}" if host.project else ""
-        report.planned(
-            f"Would do it on {host.name} (ssh {host.ssh}){where}, as if typed there; nothing was connected to."
-        )
+        place = f"{host.name} (ssh {host.ssh}){f' in {host.project}' if host.project else ''}"
+        plans[host.name] = f"Would do it on {place}, as if typed there; nothing was connected to."
+    report.planned_on(plans)
 
 
 def _at(c: Context, settings: Settings, report: Report, name: str, work: Callable[[Run], R]) -> R:

@@ -390,6 +390,10 @@ def test_dry_opens_no_connection(pair: Pair) -> None:
         assert done.code == 0, done.err
         assert "nothing was connected to" in done.err
     assert not pair.far.backups.exists()
+    done = pair.inv("--dry", "db.backup", "--json", "--host", "prod,twin")
+    assert [*done.json] == ["prod", "twin"]
+    assert done.json["twin"]["plan"].startswith("Would do it on twin (ssh far)")
+    assert pair.inv("--dry", "db.backup", "--json", "--host", "twin").json == done.json["twin"]
 
 
 def test_fab_is_the_same_for_one_host_after_another(pair: Pair) -> None:
@@ -552,8 +556,12 @@ def test_a_backup_comes_home(pair: Pair) -> None:
     assert pair.inv("db.verify", str(home / f"{name}.dump")).code == 0
 
 
-def test_a_foreign_dump_comes_home(pair: Pair) -> None:
-    name = pair.host("db.backup", "--formats", "dump", "--json").json["name"]
+def test_one_file_of_a_backup_or_a_foreign_dump_comes_home(pair: Pair) -> None:
+    name = pair.host("db.backup", "--formats", "dump,sql", "--json").json["name"]
+    pair.host("db.fetch", f"backups/postgres/{name}.dump")
+    home = pair.near.path / "backups/prod"
+    assert sorted(f.name for f in home.iterdir()) == [f"{name}.dump", f"{name}.info"]
+    shutil.rmtree(home)
     strange = pair.far.path / "some 'other' thing.dump"
     (pair.far.backups / f"{name}.dump").rename(strange)
     pair.host("db.fetch", strange.name)
