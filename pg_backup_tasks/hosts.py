@@ -47,12 +47,29 @@ def reached_as(host: Host, user: str, port: str) -> Host:
     return replace(host, ssh=openssh.at(host.ssh, user, port)) if user or port else host
 
 
+def watched(known: Settings, host: Host) -> Host:
+    """Return the host as protected where an entry of the setting `hosts` protects what OpenSSH finds under its name."""
+    protected = [entry.get("ssh", "") or name for name, entry in known.hosts.items() if entry.get("protected")]
+    if host.protected or not protected:
+        return host
+    place = _place(known, host.ssh)
+    return replace(host, protected=any(_place(known, ssh) == place for ssh in protected))
+
+
+def _place(known: Settings, ssh: str) -> tuple[str, int]:
+    found = openssh.route(ssh, _config(known))
+    return found.host, found.port
+
+
+def _config(known: Settings) -> str:
+    return str(Path(known.ssh_config).expanduser()) if known.ssh_config else ""
+
+
 def connect(known: Settings, host: Host, ask: AskSecret, given: dict[str, Any]) -> There:
     """Return the machine at the other end. Raises Unreachable where there is no way to it."""
 
     def connection() -> Any:
-        config = str(Path(known.ssh_config).expanduser()) if known.ssh_config else ""
-        return line.connect(host.ssh, config=config, patience=known.connect_timeout, ask=ask, given=given)
+        return line.connect(host.ssh, config=_config(known), patience=known.connect_timeout, ask=ask, given=given)
 
     return There(host.name, Line(host.name, connection))
 

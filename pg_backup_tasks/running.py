@@ -309,7 +309,7 @@ def _at(c: Context, settings: Settings, report: Report, name: str, work: Callabl
         return work(Run(report, near, near, None, dry=dry))
     from . import hosts as hosts_
 
-    host = _host(c, settings, name)
+    host = hosts_.watched(settings, _host(c, settings, name))
     report.speak_of(name)
     machine = _reach(c, settings, report, host)
     try:

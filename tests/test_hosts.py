@@ -24,6 +24,19 @@ def test_what_has_no_entry_is_what_openssh_knows() -> None:
     assert (host.ssh, host.project, host.protected) == ("deploy@db.example", "", False)
 
 
+@pytest.mark.parametrize(
+    ("name", "protected"),
+    [("prod", True), ("deploy@db1.example", True), ("root@alias", True), ("db1.example:23", False), ("db2", False)],
+)
+def test_a_protected_host_is_so_by_every_name(tmp_path: Path, name: str, protected: bool) -> None:
+    (tmp_path / "config").write_text("Host alias\n  HostName db1.example\n")
+    known = Settings(
+        ssh_config=str(tmp_path / "config"),
+        hosts={"prod": {"ssh": "deploy@db1.example", "protected": True}, "db2": {"protected": False}},
+    )
+    assert hosts.watched(known, hosts.find(known, name)).protected is protected
+
+
 def test_the_folder_is_the_one_it_has_here_below_the_home_there(far: Far) -> None:
     (Path(far.home) / "work" / "my bar").mkdir(parents=True, exist_ok=True)
     near = Settings(root=str(Path.home() / "work" / "my bar"))
