@@ -34,6 +34,7 @@ _SILENCE = 10.0
 _AGAIN = 0.2
 _SOON = 10.0
 _LET_IN = 12
+_KEEPALIVE = 15
 _CLOCKS_AGREE = timedelta(seconds=5)
 _MOST_JUMPS = 8
 _PIECE = 1 << 15
@@ -150,14 +151,23 @@ class Line:
 
         Raises Unreachable where it cannot be started.
         """
+        # Nobody listens yet: what does not answer now would be waited for without end.
+        alarm = threading.Timer(_SOON, self._give_up)
+        alarm.daemon = True
+        alarm.start()
         try:
             channel = self.open(posix.script(posix.KEEPER, (), (), None))
+            alarm.cancel()
             said = self._first_line(channel)
         except Lost:
+            if self._lost.is_set():
+                raise
             said = ""
         except BaseException:
             self.close()
             raise
+        finally:
+            alarm.cancel()
         if answer := re.fullmatch(r"(\d+) (\d{14})", said):
             return channel, answer[1], _ahead(answer[2])
         self.close()
@@ -288,6 +298,8 @@ def _open(
     connection.client.set_missing_host_key_policy(_OnlyKnown(route, known))
     with _explained(route):
         connection.open()
+    # A firewall forgets a connection over which nothing goes; only the first of several has a keeper.
+    connection.transport.set_keepalive(_KEEPALIVE)
     return connection
 
 

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
-from aftermath import wait_until
+from aftermath import processes, wait_until
 from conftest import Project, Server, missing
 from sshd import an_sshd, line_to
 
@@ -227,6 +228,34 @@ def test_a_host_that_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with configured(sshd, sshd.words(HOST, port, ConnectTimeout="1")) as c:
             assert refused(c).startswith(f"far (127.0.0.1:{port}) does not answer.")
         taken[0].close()
+
+
+def sessions_of(sshd: Sshd) -> list[int]:
+    """Return the processes in which an sshd serves its clients."""
+    (listener,) = [n for n, words in processes() if words.startswith("sshd:") and f"{sshd.folder}/config" in words]
+    return [int(number) for number in Path(f"/proc/{listener}/task/{listener}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_host_that_falls_silent_once_we_are_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "_SOON", 1.0)
+    with an_sshd() as sshd:
+        frozen: list[int] = []
+
+        class Silent(Line):
+            def _on(self, connection: Any, sizes: dict[str, int]) -> Any:
+                channel = super()._on(connection, sizes)
+                frozen.extend(sessions_of(sshd))
+                for number in frozen:
+                    os.kill(number, signal.SIGSTOP)
+                return channel
+
+        try:
+            with pytest.raises(Unreachable, match="was lost"):
+                Silent(HOST, lambda: line.connect(HOST, config=sshd.config, patience=5, ask=None, given={}))
+        finally:
+            for number in frozen:
+                os.kill(number, signal.SIGKILL)
 
 
 def test_a_host_that_does_not_answer(sshd: Sshd) -> None:
