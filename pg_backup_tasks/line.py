@@ -274,7 +274,9 @@ def _open(
     route: Route, via: fabric.Connection | None, patience: int, ask: AskSecret, given: dict[str, Any]
 ) -> fabric.Connection:
     known = openssh.known_keys(route)
-    seconds = route.patience or patience
+    given = dict(given)
+    seconds = given.pop("timeout", 0) or route.patience or patience
+    passphrase = given.get("passphrase")
     arguments: dict[str, Any] = {
         "transport_factory": _Transports(route, known),
         "banner_timeout": seconds,
@@ -283,7 +285,7 @@ def _open(
         **given,
     }
     if not given.keys() & {"pkey", "key_filename", "password", "auth_strategy"}:
-        arguments["auth_strategy"] = _Keys(route, ask)
+        arguments["auth_strategy"] = _Keys(route, (lambda _: str(passphrase)) if passphrase else ask)
     if route.proxy and not via:
         arguments["sock"] = openssh.through(route.proxy)
     connection = fabric.Connection(

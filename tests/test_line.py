@@ -412,6 +412,9 @@ def test_a_key_with_a_passphrase(sshd: Sshd, tmp_path: Path) -> None:
 
         line.connect(HOST, config=c, patience=5, ask=answer, given={}).client.close()
         assert asked == [f"Passphrase for {key}:"]
+        # As `fab -t 7 --prompt-for-passphrase` has them.
+        given = {"passphrase": "pass phrase", "timeout": 7}
+        line.connect(HOST, config=c, patience=5, ask=None, given=given).client.close()
 
 
 # A far user as they are
