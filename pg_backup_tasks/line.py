@@ -393,6 +393,11 @@ class _OnlyKnown(paramiko.MissingHostKeyPolicy):
                 f"The host key of {route} is another than the known one: somebody may be in between.",
                 hint=f"ask whoever runs it; if it was changed: ssh-keygen -R '{route.known_as}', then ssh {route.name}",
             )
+        if known.by_authority:
+            raise Unreachable(
+                f"The host key of {route} is unknown by itself: what an authority vouches for is not enough here.",
+                hint=f"the key itself in known_hosts ({key.get_name()} {key.fingerprint})",
+            )
         raise Unreachable(
             f"The host key of {route} is unknown ({key.get_name()} {key.fingerprint}).",
             hint=f"ssh {route.name} once, and compare the fingerprint",

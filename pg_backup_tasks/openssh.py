@@ -54,10 +54,14 @@ class Route:
 
 @dataclass(frozen=True)
 class KnownKeys:
-    """The host keys that are known under one name, and those that are revoked: (type, base64) each."""
+    """The host keys that are known under one name, (type, base64) each, and those that are revoked.
+
+    *by_authority* is whether OpenSSH would take any that a certain authority vouches for, which we cannot judge.
+    """
 
     good: frozenset[tuple[str, str]]
     revoked: frozenset[str]
+    by_authority: bool
 
 
 def at(name: str, user: str = "", port: str = "") -> str:
@@ -129,7 +133,7 @@ def route(name: str, config: str = "") -> Route:
 
 def known_keys(route: Route) -> KnownKeys:
     """Return the host keys that OpenSSH knows for a host, hashed names and patterns included."""
-    good, revoked = set(), set()
+    good, revoked, by_authority = set(), set(), False
     for file in filter(os.path.isfile, route.known_hosts):
         found = _ask("ssh-keygen", "-F", route.known_as, "-f", file, good=(0, 1))
         for line in found.splitlines():
@@ -138,9 +142,11 @@ def known_keys(route: Route) -> KnownKeys:
                 continue
             if words[0] == "@revoked" and len(words) > 3:
                 revoked.add(words[3])
+            elif words[0] == "@cert-authority":
+                by_authority = True
             elif not words[0].startswith("@") and len(words) > 2:
                 good.add((words[1], words[2]))
-    return KnownKeys(frozenset(good), frozenset(revoked))
+    return KnownKeys(frozenset(good), frozenset(revoked), by_authority)
 
 
 def through(command: str) -> socket.socket:

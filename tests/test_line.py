@@ -90,7 +90,7 @@ def test_a_key_that_is_known_for_something_else(sshd: Sshd, tmp_path: Path, mark
     known = (sshd.folder / "known_hosts").read_text()
     (tmp_path / "known").write_text(f"{mark} {known}" + (known if mark == "@revoked" else ""))
     with configured(sshd, sshd.words(HOST, sshd.port, UserKnownHostsFile=str(tmp_path / "known"))) as c:
-        assert ("is marked as revoked" if mark == "@revoked" else "is unknown") in refused(c)
+        assert ("is marked as revoked" if mark == "@revoked" else "is unknown by itself") in refused(c)
 
 
 def test_names_that_are_hashed_patterns_and_aliases(sshd: Sshd, tmp_path: Path) -> None:
