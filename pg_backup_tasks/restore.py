@@ -162,11 +162,11 @@ class Work:
 
     def _becomes(self, found: Found | None) -> str:
         dump, mode = self.dump, self.order.mode
-        rows = f", {sum(dump.rows.values()):,} rows" if dump.rows else ""
-        tables = f"{len(dump.tables)} tables" if dump.tables else "nobody knows how many tables"
+        rows = f", {units.counted(sum(dump.rows.values()), 'row')}" if dump.rows else ""
+        tables = units.counted(len(dump.tables), "table") if dump.tables else "nobody knows how many tables"
         if found and mode is Mode.DATA_ONLY:
             replaced = found.part.counted if found.part else None
-            return f"the backup's rows in {len(replaced or ())} tables; all else stays as it is"
+            return f"the backup's rows in {units.counted(len(replaced or ()), 'table')}; all else stays as it is"
         if found and mode is Mode.TABLE:
             made = [".".join(table) for table in found.tables if table not in self.order.dropped]
             gone = [".".join(table) for table in self.order.dropped]
@@ -194,7 +194,8 @@ class Work:
         if found.doubts:
             self.desk.report.note(f"not by another database, because {'; '.join(found.doubts[:5])}")
             return f"in place, in one transaction, after a safety backup for db.undo ({found.doubts[0]})"
-        ended = f"; {found.present.sessions} sessions on it are ended" if found.present.sessions else ""
+        on_it = units.counted(found.present.sessions, "session")
+        ended = f"; {on_it} on it ended" if found.present.sessions else ""
         return f"in a new database that takes its name{ended}; the old one stays aside for db.undo"
 
     # Doing
@@ -315,7 +316,8 @@ class Work:
 
 
 def _contents(found: Found) -> str:
-    return f": {found.present.tables} tables, {units.size(found.present.bytes)}" if found.objects else ""
+    present = found.present
+    return f": {units.counted(present.tables, 'table')}, {units.size(present.bytes)}" if found.objects else ""
 
 
 def _replaced(found: Found) -> tuple[str, ...] | None:
