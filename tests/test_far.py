@@ -61,8 +61,9 @@ class Pair:
         return self.server.sql("select count(*) from drinks", self.database)
 
     def at_work(self) -> list[tuple[int, str]]:
-        """Return the far processes of ours, told by what begins each of them."""
-        return [(number, words) for number, words in processes() if "#whole" in words]
+        """Return the far processes of ours, told by what begins each of them, and by its home from other tests'."""
+        found = [(number, words) for number, words in processes() if "#whole" in words]
+        return [(number, words) for number, words in found if f"HOME={self.sshd.folder}" in environment_of(number)]
 
     def locked(self) -> AbstractContextManager[object]:
         """Let no pg_dump go on for a while."""
@@ -83,6 +84,14 @@ class Pair:
             "and pid <> pg_backend_pid()"
         )
         return found != "0"
+
+
+def environment_of(number: int) -> list[str]:
+    """Return the environment of a process, nothing once it has ended."""
+    try:
+        return Path(f"/proc/{number}/environ").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
 
 
 TWIN = {"backups": "backups/of the twin"}
