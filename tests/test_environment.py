@@ -141,7 +141,10 @@ def test_what_is_returned_is_what_both_grammars_say(before: str, text: str, main
         assert 1 <= number <= len(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
         return
     node = environment._as_node_reads(text.replace("\r\n", "\n").replace("\r", "\n"))
-    assert found == urls(node) == urls(as_python_reads(text))
+    # What stands beside a URL that goes through no pooler is nobody's business.
+    used = environment._used(node.get("DATABASE_URL"), FILE)
+    for read in (urls(node), urls(as_python_reads(text))):
+        assert found == {name: value for name, value in read.items() if name in used}
 
 
 def urls(values: Mapping[str, str | None]) -> dict[str, str]:
