@@ -230,7 +230,7 @@ def test_a_dump_that_names_its_database_goes_where_we_say(theirs: Theirs, option
         b"",
         b"PGDM",
         b"\x1f\x8b",
-        gzip.compress(b"not a dump"),
+        gzip.compress(b"not a dump", mtime=0),
         b"select 1;\n",
         bytes(2000),
     ],
