@@ -8,6 +8,8 @@ from invoke import Collection, Context, Exit, task
 import pg_backup_tasks as db
 
 ROOT = Path(__file__).resolve().parent
+# Each worker has servers of its own.
+SIDE_BY_SIDE = "-n auto --maxprocesses 4 --dist worksteal"
 
 
 @task(auto_shortflags=False)
@@ -30,17 +32,19 @@ def lint(c: Context) -> None:
     auto_shortflags=False,
     help={
         "all": "the slow tests too, after the others",
-        "minutes": "how long --all goes on beginning slow tests; those it did not come to are named",
+        "slow": "the slow tests and nothing else",
+        "minutes": "how long slow tests are begun; those it did not come to are named",
         "only": "what pytest is to run, instead of everything",
     },
 )
-def test(c: Context, all: bool = False, minutes: int = 30, only: str = "") -> None:  # noqa: A002 - the flag's name
+def test(c: Context, all: bool = False, slow: bool = False, minutes: int = 30, only: str = "") -> None:  # noqa: A002 - the flag's name
     """Run every check: style, types and all tests but the slow ones."""
-    if not only:
+    if not (only or slow):
         lint(c)
-    selection = f"--slow-for {minutes * 60} --durations 10" if all else '-m "not slow"'
+    which = "-m slow" if slow else "" if all else '-m "not slow"'
+    everything = f"{SIDE_BY_SIDE} {which} --slow-for {minutes * 60} --durations 10"
     with c.cd(str(ROOT)):
-        done = c.run(f"{sys.executable} -m pytest {selection} {only}", in_stream=False, warn=True)
+        done = c.run(f"{sys.executable} -m pytest {only or everything}", in_stream=False, warn=True)
     raise Exit(code=done.exited if done else 1)
 
 
