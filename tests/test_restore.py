@@ -158,6 +158,7 @@ line" values (1), (2);
         assert bench.server.sql(counts, target) == "2|1|2"
 
 
+@pytest.mark.slow
 def test_pagila(bench: Bench, shared: Path) -> None:
     database = bench.create()
     bench.server.sql("", database, file=shared / "data" / "pagila.sql")
