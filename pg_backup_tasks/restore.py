@@ -185,7 +185,7 @@ class Work:
         if self.order.mode is Mode.TABLE:
             return "what these tables are and hold now"
         lacking = f"what the backup lacks: {listed(found.lost)}; and " if found.lost else ""
-        rest = "all rows" if self.order.mode is Mode.SCHEMA_ONLY else "whatever has changed since the backup"
+        rest = "all rows" if self.order.mode is Mode.SCHEMA_ONLY else "whatever has changed since"
         return lacking + rest
 
     def _how(self, found: Found) -> str:
