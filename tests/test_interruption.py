@@ -181,10 +181,10 @@ def end(run: subprocess.Popen[str], within: float = SOON) -> tuple[int, str]:
     return run.returncode, err
 
 
-def interrupted(run: subprocess.Popen[str], signum: signal.Signals) -> None:
+def interrupted(run: subprocess.Popen[str], signum: signal.Signals, within: float = SOON) -> None:
     """Send a signal; the run must end by it, soon, and say so in one sentence."""
     run.send_signal(signum)
-    code, err = end(run)
+    code, err = end(run, within)
     assert code == CODES[signum], err
     assert "Traceback" not in err
     if signum is not signal.SIGKILL:
@@ -539,7 +539,8 @@ def test_a_backup_of_a_frozen_server(bar: Bar, which: str, signum: signal.Signal
 def test_a_restore_into_a_frozen_server(slowly: Bar, present: bool, which: str) -> None:
     run = slow_restore(slowly, present)
     with frozen(slowly, which):
-        interrupted(run, signal.SIGTERM)
+        # Three seconds are pg_restore's to end by itself, six a server's to answer that is slow only.
+        interrupted(run, signal.SIGTERM, within=15.0)
         wait_until(lambda: not slowly.processes(), "the end of its processes")
     slowly.leaves_nobody()
     assert as_before(slowly, present)
