@@ -50,7 +50,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, -_allowed(item)))
+
+
+def _allowed(item: pytest.Item) -> int:
+    """Return the seconds that a test asks for beyond the usual: the longest are begun first."""
+    asked = item.get_closest_marker("timeout")
+    return int(asked.args[0]) if asked else 0
 
 
 def slowly(*values: object) -> list[ParameterSet]:
