@@ -156,7 +156,7 @@ def moments(lines: list[str], *, every: bool) -> list[int]:
     return sorted(turns | others if every else {*some[::8], *some[-3:]})
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["turns", "every"])
 def test_killed_between_any_two_statements(killer: Killer, every: bool) -> None:
     killer.again()
