@@ -287,6 +287,14 @@ _MEANINGS: tuple[tuple[str, type[TaskError], str, str], ...] = (
         "Another session holds a lock on a table of {database} for longer than the dump waits.",
         "find it in pg_stat_activity, or raise INVOKE_DB_LOCK_TIMEOUT (seconds)",
     ),
+    # A dump that begins after its snapshot's session has gone asks for a snapshot that nobody holds.
+    (
+        r'terminating connection due to administrator command|snapshot "[^\n"]*" does not exist|'
+        r"(?:query failed|from server): server closed the connection|connection to server was lost",
+        Failed,
+        "The server ended our sessions in {database} before they were done.",
+        "look into the server's log for who ended them, then run it again",
+    ),
     (
         r"server version mismatch",
         Failed,
