@@ -289,8 +289,7 @@ _MEANINGS: tuple[tuple[str, type[TaskError], str, str], ...] = (
     ),
     # A dump that begins after its snapshot's session has gone asks for a snapshot that nobody holds.
     (
-        r'terminating connection due to administrator command|snapshot "[^\n"]*" does not exist|'
-        r"(?:query failed|from server): server closed the connection|connection to server was lost",
+        r"terminating connection|snapshot \S* does not exist|server was lost|(?:query failed|server): server closed",
         Failed,
         "The server ended our sessions in {database} before they were done.",
         "look into the server's log for who ended them, then run it again",
