@@ -209,6 +209,10 @@ _LEDGERS = (
 )  # fmt: skip
 LEDGERS = frozenset(table for table, *_ in _LEDGERS)
 _COUNTED_AT_ONCE = 200
+_FEW = 1000
+_HALF = 1 << 32
+# The first number a transaction can have (access/transam.h).
+_FIRST = 3
 _MAINTENANCE = 256 << 10
 
 
@@ -370,34 +374,32 @@ def check_rows(expected: dict[str, int]) -> str:
     return "".join(["set client_encoding to 'UTF8';\n", *blocks])
 
 
-def count_rows(session: Session) -> dict[str, int]:
-    """Return the rows of every table a dump will hold that can be read, by `schema.table`."""
+def count_written(session: Session, since: int) -> tuple[dict[str, int], set[str]]:
+    """Count the rows of every table a dump will hold that can be read, by `schema.table`.
+
+    Return with them the tables that hold rows written after the transaction of the number *since*.
+    """
     names = [(schema, table) for schema, table, readable in answer(session, _TABLE_NAMES) if readable]
-    counted: dict[str, int] = {}
+    newer = _newer(since, int(session.ask("select pg_snapshot_xmax(pg_current_snapshot())")))
+    counted: dict[str, list[int]] = {}
     for first in range(0, len(names), _COUNTED_AT_ONCE):
         counts = " union all ".join(
-            f"select {literal(f'{schema}.{table}')} as name, count(*) as rows "
+            f"select {literal(f'{schema}.{table}')} as name, count(*) as rows, count(*) filter (where {newer}) as new "
             f"from only {identifier(schema)}.{identifier(table)}"
             for schema, table in names[first : first + _COUNTED_AT_ONCE]
         )
-        counted |= answer(session, f"select json_object_agg(name, rows) from ({counts}) t")
-    return counted
+        counted |= answer(session, f"select json_object_agg(name, array[rows, new]) from ({counts}) t")
+    return {name: rows for name, (rows, _) in counted.items()}, {name for name, (_, new) in counted.items() if new}
 
 
-def rewritten(session: Session, since: int, tables: Collection[str]) -> set[str]:
-    """Return those of *tables* (`schema.table`) that hold rows written since the transaction of that number."""
-    names = [(schema, table) for schema, table, _ in answer(session, _TABLE_NAMES) if f"{schema}.{table}" in tables]
-    # A row has the lower half of its transaction's number; age makes of it how many have come since.
-    newer = f"age(xmin) between 0 and age('{since % (1 << 32)}'::xid) - 1"
-    found: set[str] = set()
-    for first in range(0, len(names), _COUNTED_AT_ONCE):
-        asked = " union all ".join(
-            f"select {literal(f'{schema}.{table}')} as name "
-            f"where exists (select from only {identifier(schema)}.{identifier(table)} where {newer})"
-            for schema, table in names[first : first + _COUNTED_AT_ONCE]
-        )
-        found |= set(answer(session, f"select coalesce(json_agg(name), '[]') from ({asked}) t"))
-    return found
+def _newer(since: int, following: int) -> str:
+    """Return the SQL that tells a row written by a transaction after *since* and before *following*."""
+    # A row has the lower half of its transaction's number; the lowest three are nobody's.
+    numbers = [n % _HALF for n in range(since + 1, min(following, since + _FEW)) if n % _HALF >= _FIRST]
+    if following > since + _FEW:
+        # Of age only the session itself can speak, and not those that help it to scan.
+        return f"age(xmin) between 0 and age('{since % _HALF}'::xid) - 1"
+    return f"xmin = any('{{{','.join(map(str, numbers))}}}'::xid[])" if numbers else "false"
 
 
 def being_filled(session: Session) -> set[str]:

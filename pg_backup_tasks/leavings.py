@@ -36,10 +36,6 @@ class Mark:
         now = mark(session)
         return (now.transaction, now.sequences) == (self.transaction + 1, self.sequences)
 
-    def alone(self, session: Session) -> bool:
-        """Whether no transaction that writes has ended since; unlike `untouched` it takes no number."""
-        return session.ask("select pg_snapshot_xmax(pg_current_snapshot())") == str(self.transaction + 1)
-
     @property
     def newer_sessions(self) -> str:
         """The SQL that tells a session begun since; of strangers only the number can be seen."""

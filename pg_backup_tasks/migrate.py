@@ -298,21 +298,12 @@ class _Run:
             # A session that was left open must not keep us from putting things back.
             connection.session.ask(f"set lock_timeout = '{_PATIENCE}s'")
             after = catalog.migrations(connection.session)
-            now = catalog.count_rows(connection.session)
-            rewritten = self._rewritten(connection, now)
+            now, written = catalog.count_written(connection.session, self.mark.transaction)
             schema = _schema(self.desk, connection)
         was = self.taken.info.tables
-        differ = {t for t in was.keys() | now.keys() if was.get(t) != now.get(t)} | rewritten
+        differ = {t for t in was.keys() | now.keys() if was.get(t) != now.get(t)} | written
         tables = {t: (was.get(t), now.get(t)) for t in sorted(differ)}
         return after, Changed(schema != self.schema, tables)
-
-    def _rewritten(self, connection: Connection, now: dict[str, int]) -> set[str]:
-        """Return the tables with as many rows as before, but not the same ones."""
-        assert self.taken.info
-        if self.mark.alone(connection.session):
-            return set()
-        alike = [table for table, rows in self.taken.info.tables.items() if now.get(table) == rows]
-        return catalog.rewritten(connection.session, self.mark.transaction, alike)
 
     # The way back
 

@@ -198,9 +198,14 @@ def test_a_migration_that_fails_leaves_no_trace(any_shop: Shop, kind: str) -> No
     shop.is_as_before(before)
 
 
-def test_what_had_changed_is_told(here: Shop) -> None:
-    sql = "drop table orders; delete from drinks where id > 100; update drizzle.__drizzle_migrations set hash = 'x'"
-    done = here.inv(*here.migration(sql, "exit 3"), "--json")
+@pytest.mark.parametrize("many", [0, 1200])
+def test_what_had_changed_is_told(here: Shop, many: int) -> None:
+    """By a few transactions, of which each is looked for, and by more than that."""
+    loop = f"begin for i in 1..{many} loop perform pg_current_xact_id(); commit; end loop; end"
+    here.sql(f"create procedure go() language plpgsql as '{loop}'")
+    changes = "drop table orders; delete from drinks where id > 100; update drizzle.__drizzle_migrations set hash = 'x'"
+    go = f'{here.server.embedded.bin / "psql"} -Xq "$DATABASE_URL" --command "call go()"'
+    done = here.inv(*here.migration(changes, f"{go}; exit 3"), "--json")
     assert done.code == 1
     assert (done.json["outcome"], done.json["command_exit"]) == ("rolled back", 3)
     assert done.json["changed"] == {
