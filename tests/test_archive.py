@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import nasty
 import pytest
-from conftest import Server, clean_environ
+from conftest import Server, clean_environ, slowly
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -264,7 +264,10 @@ def mutated(raw: bytes, mutations: list[tuple[float, str, bytes]]) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("options", [("-Fc",), ("-Fc", "-Z0"), ("-Ft",), ("-Fc", "--schema-only")], ids=" ".join)
+DUMPS = [("-Fc",), ("-Ft",), *slowly(("-Fc", "-Z0"), ("-Fc", "--schema-only"))]
+
+
+@pytest.mark.parametrize("options", DUMPS, ids=" ".join)
 def test_no_damage_is_a_bug_or_takes_memory(dumps: Callable[[int], Dumps], options: tuple[str, ...]) -> None:
     raw = dumps(18).dump(*options)
     scan_ = tar if "-Ft" in options else custom

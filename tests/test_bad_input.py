@@ -387,7 +387,7 @@ BROKEN_FILES = [
 ]
 
 
-@pytest.mark.parametrize("layout", ["tasks.py", "tasks/__init__.py"])
+@pytest.mark.parametrize("layout", ["tasks.py", pytest.param("tasks/__init__.py", marks=pytest.mark.slow)])
 def test_a_broken_invoke_yaml(trial: Trial, layout: str) -> None:
     root = trial.project.path
     (root / layout).parent.mkdir(exist_ok=True)

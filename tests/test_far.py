@@ -173,8 +173,8 @@ def test_the_whole_story(pair: Pair) -> None:
 
 
 MODES = ["", "--data-only", "--schema-only --clean", "--table lone", "--into"]
-# Each mode and each format once among the quick ones.
-QUICK = {("", "sql.gz"), ("--data-only", "dump"), ("--schema-only --clean", "sql"), ("--table lone", "tar")}
+# What a line could do to a mode or a format is tried among the slow ones.
+QUICK = {("", "sql.gz"), ("--data-only", "dump")}
 
 
 @pytest.mark.parametrize(
@@ -281,6 +281,7 @@ def test_the_time_is_the_one_over_there(pair: Pair, tmp_path: Path) -> None:
 # Consent
 
 
+@pytest.mark.slow
 def test_a_protected_host_wants_the_name(pair: Pair) -> None:
     pair.configure(protected=True)
     pair.host("db.backup")
@@ -405,6 +406,7 @@ def test_dry_opens_no_connection(pair: Pair) -> None:
     assert pair.inv("--dry", "db.backup", "--json", "--host", "twin").json == done.json["twin"]
 
 
+@pytest.mark.slow
 def test_fab_is_the_same_for_one_host_after_another(pair: Pair) -> None:
     shutil.copy(pair.near.path / "invoke.yaml", pair.near.path / "fabric.yaml")
     (pair.near.path / "invoke.yaml").unlink()
@@ -463,6 +465,7 @@ def test_a_far_backup_interrupted(pair: Pair, signum: signal.Signals) -> None:
         assert signum == signal.SIGKILL or pair.far.hidden_files() == []
 
 
+@pytest.mark.slow
 def test_a_client_that_is_frozen(pair: Pair) -> None:
     with in_the_middle(pair) as run:
         run.send_signal(signal.SIGSTOP)

@@ -220,6 +220,7 @@ def test_a_backup_that_is_gone_cannot_be_undone_with(bench: Bench, in_place: str
     assert done.err.splitlines()[-1].startswith("Try:")
 
 
+@pytest.mark.slow
 def test_nothing_else_lies_about(bench: Bench) -> None:
     database = bench.create("create table t (id int)")
     name = bench.backup(database)
@@ -234,6 +235,7 @@ def test_nothing_else_lies_about(bench: Bench) -> None:
     assert bench.project.inv("db.undo", "--force").code == 2
 
 
+@pytest.mark.slow
 def test_a_lock_table_that_is_too_small_is_said_before_anything_is_touched(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
     small = {"max_locks_per_transaction": "10", "max_connections": "12", "max_worker_processes": "0"}

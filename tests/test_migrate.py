@@ -373,7 +373,7 @@ def test_a_cancelled_deploy_rolls_back(shop: Shop) -> None:
     rolls_back(shop, signal.SIGINT)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_signal_rolls_back(any_shop: Shop, signum: signal.Signals) -> None:
     rolls_back(any_shop, signum)
 

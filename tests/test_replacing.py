@@ -12,11 +12,8 @@ SLOW = pytest.mark.slow
 WAYS = {"swap": {}, "in place": {"INVOKE_DB_IN_PLACE": "true"}}
 QUICK = {
     (15, False, "dump", "swap"),
-    (15, True, "dump", "in place"),
     (17, True, "tar", "swap"),
     (17, False, "sql.gz", "in place"),
-    (18, False, "sql", "swap"),
-    (18, False, "dump", "in place"),
     (18, True, "sql", "in place"),
 }
 REPLACEMENTS = [
