@@ -10,7 +10,7 @@ from . import catalog, loading
 from .crew import Crew
 from .desk import Connection, Desk
 from .errors import Unreachable
-from .loading import Dump
+from .loading import Dump, Target
 from .machine import CommandError, Session
 
 _LOOK = 0.05
@@ -33,12 +33,24 @@ def ahead(desk: Desk, connection: Connection) -> Iterator[set[str]]:
             yield done
             return
         crew = stack.enter_context(Crew(desk.machine, 1))
+        stack.enter_context(_given_up(beside))
         work = crew.submit(_follow, beside.session, done, over)
         try:
             yield done
         finally:
             over.set()
         crew.result(work)
+
+
+@contextmanager
+def _given_up(*connections: Connection) -> Iterator[None]:
+    """Where the block is left early, end what the server is still at: a large table takes long."""
+    try:
+        yield
+    except BaseException:
+        for connection in connections:
+            connection.session.end()
+        raise
 
 
 def _follow(session: Session, done: set[str], over: threading.Event) -> None:
@@ -52,11 +64,12 @@ def _follow(session: Session, done: set[str], over: threading.Event) -> None:
                     done.add(table)
 
 
-def analyze(desk: Desk, connection: Connection, dump: Dump | None = None, done: Collection[str] = ()) -> None:
+def analyze(desk: Desk, target: Target, dump: Dump | None = None, done: Collection[str] = ()) -> None:
     """Analyze what is not *done*, several tables at a time, and meanwhile count every table's rows of *dump*.
 
-    Raises Failed where they are others than the backup has recorded.
+    Raises Failed where they are others than the backup has recorded. An end that comes early ends the sessions too.
     """
+    connection = target.connection
     tables = catalog.to_analyze(connection.session, done)
     jobs = max(1, min(desk.settings.jobs, len(tables)))
     # The largest first, dealt out like cards: they are about equal then.
@@ -66,16 +79,17 @@ def analyze(desk: Desk, connection: Connection, dump: Dump | None = None, done: 
     with ExitStack() as stack:
         connections = [stack.enter_context(desk.connect(connection.database)) for _ in others]
         crew = stack.enter_context(Crew(desk.machine, len(shares)))
+        stack.enter_context(_given_up(connection, *connections))
         work = [crew.submit(_analyze, c, share) for c, share in zip(connections, others, strict=True)]
-        work.append(crew.submit(_count_and_analyze, connection, dump, last))
+        work.append(crew.submit(_count_and_analyze, target, dump, last))
         for ended in work:
             crew.result(ended)
 
 
-def _count_and_analyze(connection: Connection, dump: Dump | None, tables: list[str]) -> None:
+def _count_and_analyze(target: Target, dump: Dump | None, tables: list[str]) -> None:
     if dump:
-        loading.count(connection, dump)
-    _analyze(connection, tables)
+        loading.count(target, dump)
+    _analyze(target.connection, tables)
 
 
 def _analyze(connection: Connection, tables: list[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Any
 
-from . import catalog, definitions, premise
+from . import catalog, definitions, emptying, premise
 from .errors import Failed, Refused
 from .loading import Part
 from .machine import Session
@@ -56,7 +56,10 @@ keys as (
   select k.* from pg_constraint k where k.contype = 'f' and k.confrelid in (select oid from covered)),
 tables as (
   select c.*, format('%I.%I', n.nspname, c.relname) as place, n.nspname || '.' || c.relname as shown
-  from covered t join pg_class c on c.oid = t.oid join pg_namespace n on n.oid = c.relnamespace)
+  from covered t join pg_class c on c.oid = t.oid join pg_namespace n on n.oid = c.relnamespace),
+filled as (
+  select oid from tables
+  union select reltoastrelid from tables where reltoastrelid <> 0)
 select json_build_object(
   'tables', (
     select coalesce(json_agg(json_build_object(
@@ -128,7 +131,13 @@ select json_build_object(
     where c.relkind in ('v', 'm') and c.oid >= 16384 and c.relpersistence <> 't'
       and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'
       and not exists (select from pg_depend e
-        where e.classid = 'pg_class'::regclass and e.objid = c.oid and e.deptype = 'e')))
+        where e.classid = 'pg_class'::regclass and e.objid = c.oid and e.deptype = 'e')),
+  'locks', (
+    select count(*) + cardinality({sequences}::oid[])
+    from (
+      select oid from filled
+      union select indexrelid from pg_index where indrelid in (select oid from filled)) l),
+  'room', {room})
 """
 
 
@@ -198,10 +207,13 @@ def plan(session: Session, items: Sequence[Item], tables: Mapping[str, int] | No
     choice = _choose(items, present)
     if not choice.tables and not choice.problems:
         raise Refused("The backup has no rows for --data-only to restore.", hint="inv db.restore without --data-only")
-    question = _STATE.format(tables=_oids(choice.tables), sequences=_oids(choice.sequences))
+    question = _STATE.format(
+        tables=_oids(choice.tables), sequences=_oids(choice.sequences), room=emptying.ROOM_FOR_LOCKS
+    )
     relied_on = premise.ask(session, question)
     state = relied_on.answer
     _refuse(choice.problems + list(_obstacles(state, choice)))
+    _refuse_too_many(state)
     wanted = frozenset(choice.wanted)
     counted = frozenset(t["shown"] for t in state["tables"] if t["chosen"])
     places = [t["place"] for t in state["tables"]]
@@ -308,6 +320,15 @@ def _refuse(problems: Sequence[str]) -> None:
         f"The backup's rows alone cannot be restored here: {named}{more}.",
         hint="inv db.restore without --data-only brings the backup's own tables back",
     )
+
+
+def _refuse_too_many(state: Any) -> None:
+    if state["locks"] > state["room"]:
+        raise Refused(
+            f"The rows of {len(state['tables']):,} tables cannot be replaced in one transaction: that takes about "
+            f"{state['locks']:,} locks, the server has room for {state['room']:,}.",
+            hint="raise max_locks_per_transaction on the server, or inv db.restore without --data-only",
+        )
 
 
 def _aside(state: Any) -> Iterator[str]:

@@ -267,12 +267,12 @@ def _stream_size(dump: Dump) -> int:
     return backup.sizes[dump.format] * (3 if dump.format is Format.DUMP else 1)
 
 
-def count(connection: Connection, dump: Dump) -> None:
+def count(target: Target, dump: Dump) -> None:
     """Count every table's rows. Raises Failed where they are others than the backup has recorded."""
     try:
-        connection.session.ask(catalog.check_rows(dump.rows))
+        target.connection.session.ask(catalog.check_rows(dump.rows))
     except CommandError as error:
-        raise _refusal(error, connection.database) from None
+        raise _refusal(error, target.database) from None
 
 
 @contextmanager

@@ -133,6 +133,10 @@ class Session(Protocol):
         """Run *sql*; return None, or the error where the server refuses it, the session living on."""
         ...
 
+    def end(self) -> None:
+        """End it at once; whoever waits for an answer goes on, with a CommandError."""
+        ...
+
 
 class Machine(Protocol):
     """A computer with a shell, a disk and PostgreSQL's client tools; paths are absolute and its own."""

@@ -257,6 +257,10 @@ class PsqlSession:
         )
         return verdict.removeprefix("true") if verdict.startswith("true") else None
 
+    def end(self) -> None:
+        """End it at once; whoever waits for an answer goes on, with a CommandError."""
+        self._process.kill()
+
     def _next_mark(self) -> str:
         # Numbered, so that the answer to a question that was interrupted is not taken for the next one's.
         self._asked += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -250,7 +251,7 @@ class Work:
             target = Target(connection, whole=False, owned=self.order.owned, part=part, called=self.database)
             with analysis.ahead(self.desk, connection) as analyzed:
                 loading.load(self.desk, self.dump, target)
-            analysis.analyze(self.desk, connection, self.dump if part is None else None, analyzed)
+            analysis.analyze(self.desk, target, self.dump if part is None else None, analyzed)
 
     def _finish(self, server: Connection, wanted: DatabaseInfo | None) -> None:
         """Take our mark off the database that has its name now, and give it its properties."""
@@ -281,7 +282,7 @@ class Work:
         target = Target(connection, whole=True, owned=owned, properties=found.statements, part=found.part)
         if self.order.into:
             loading.load(desk, self.dump, target)
-            analysis.analyze(desk, connection)
+            analysis.analyze(desk, target)
             return
         seen = written.look(connection.session, _replaced(found)) if self.order.heedful else None
         order = backup.Order(SAFETY, f"Before {self.task}", (Format.DUMP,))
@@ -295,7 +296,7 @@ class Work:
             switching.abandon(desk, connection, change)
             raise
         try:
-            analysis.analyze(desk, connection)
+            analysis.analyze(desk, target)
         except Interrupted as error:
             done = f" once {self.database.name} had been restored; inv db.undo takes it back"
             raise Interrupted(error.signum, done) from None
@@ -311,6 +312,8 @@ class Work:
             f"\\o {_psql_literal(journal.transaction_path)}\n"
             "copy (select pg_current_xact_id()) to stdout;\n"
             "\\o /dev/null\n"
+            # Whoever looks for it after the machine has died must find it.
+            f"\\! sync {shlex.quote(journal.transaction_path)} 2>/dev/null || :\n"
             f"set local lock_timeout = '{self.desk.settings.lock_timeout}s';\n"
         ) + (seen.hold() if seen else "")
 

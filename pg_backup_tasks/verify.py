@@ -278,6 +278,6 @@ def _restore_into_scratch(desk: Desk, backup: Backup, connection: Connection) ->
             # Without the roles of the server it came from, a dump can only be loaded as nobody's in particular.
             target = loading.Target(scratch, whole=False, owned=connection.database.source != _OURS)
             loading.load(desk, dump, target)
-            loading.count(scratch, dump)
+            loading.count(target, dump)
     finally:
         loading.discard(desk, connection, name)

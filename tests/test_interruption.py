@@ -606,6 +606,39 @@ def test_a_restore_interrupted_while_it_loads(slowly: Bar, present: bool, signum
     restores(slowly)
 
 
+# ANALYZE evaluates what an index is made of, and nothing else that a restore says does so for ten minutes.
+LONG_ANALYSIS = """
+create table long_names (name text);
+insert into long_names select 'n' || i from generate_series(1, 100) i;
+create function patient(text) returns text immutable language plpgsql as $$
+begin
+  if current_query() ilike 'analyze%' then perform pg_sleep(600); end if;
+  return $1;
+end $$;
+create index on long_names (patient(name));
+"""
+
+
+@pytest.mark.parametrize("in_place", ["false", "true"], ids=["swap", "in place"])
+def test_a_restore_interrupted_while_it_analyzes(bar: Bar, in_place: str) -> None:
+    bar.server.sql(LONG_ANALYSIS, bar.database)
+    assert bar.project.inv("db.backup").code == 0
+    bar.server.sql("create table since (id int)", bar.database)
+    run = bar.start("db.restore", "latest", "--force", env={"INVOKE_DB_IN_PLACE": in_place})
+    wait_until(lambda: bar.asks("analyze"), "it to analyze")
+    run.send_signal(signal.SIGINT)
+    code, err = end(run)
+    assert code == 130, err
+    bar.leaves_nobody()
+    assert bar.scratch() == set()
+    there = bar.server.sql("select to_regclass('since')", bar.database)
+    if in_place == "true":
+        assert "inv db.undo takes it back" in err
+        assert there == ""
+    else:
+        assert there == "since"
+
+
 @pytest.mark.parametrize("signum", [slow(signal.SIGTERM), signal.SIGKILL])
 def test_a_restore_test_interrupted(slowly: Bar, signum: signal.Signals) -> None:
     run = slowly.start("db.verify", "latest", "--restore")

@@ -261,6 +261,10 @@ def test_a_lock_table_that_is_too_small_is_said_before_anything_is_touched(tmp_p
         done = bench.restore(name, database)
         assert done.code == 0, done.err
         assert bench.server.sql("select count(*) from t1", database) == "1"
+        done = bench.restore(name, database, "--data-only")
+        assert done.code == 2, done.err
+        assert "The rows of 60 tables cannot be replaced in one transaction" in done.json["error"]
+        assert "max_locks_per_transaction" in done.json["try"]
 
 
 def test_to_restore_the_latest_twice_is_to_restore_the_same(bench: Bench) -> None:

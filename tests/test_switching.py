@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import secrets
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import nasty
 import pytest
@@ -183,6 +186,21 @@ def test_what_others_have_written_meanwhile_is_in_the_safety_backup_or_still_the
     assert set(written) <= set(kept)
     quiet = bench.restore(name, database, *mode, env={"INVOKE_DB_IN_PLACE": "true"})
     assert quiet.code == 0, quiet.err
+
+
+def test_the_number_of_a_transaction_is_on_the_disk_before_it_does_anything(bench: Bench, tmp_path: Path) -> None:
+    """Where the machine dies right after the commit, it is all that tells that there was one."""
+    synced = tmp_path / "synced"
+    shim = tmp_path / "bin" / "sync"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\necho "$1: $(cat "$1")" >> "{synced}"; exec /bin/sync "$1"\n')
+    shim.chmod(0o755)
+    database = bench.create("create table t (id int)")
+    name = bench.backup(database)
+    path = {"INVOKE_DB_IN_PLACE": "true", "PATH": f"{shim.parent}:{os.environ['PATH']}"}
+    done = bench.restore(name, database, env=path)
+    assert done.code == 0, done.err
+    assert re.fullmatch(r".*/\.restoring\.transaction: \d+\n", synced.read_text())
 
 
 def test_what_cannot_be_dropped_yet_is_not_forgotten(bench: Bench) -> None:
