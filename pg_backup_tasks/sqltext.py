@@ -17,6 +17,8 @@ _HEADING = re.compile(
 _OF_THE_NEXT = (b"SET default_tablespace = ", b"SET default_table_access_method = ")
 _SET = re.compile(rb"SET (?P<name>\w+) = (?P<value>.*);$")
 _OWNERSHIP = re.compile(rb"ALTER .* OWNER TO .*;$|(?:GRANT|REVOKE|ALTER DEFAULT PRIVILEGES) .*;$")
+# What `pg_dump --clean` says before all else, of what is not there (any more) where its dump goes.
+_CLEANING = re.compile(rb"(?:DROP |ALTER (?:TABLE|DOMAIN|PUBLICATION) .* DROP |SELECT pg_catalog\.lo_unlink\().*;$")
 _NAME = re.compile(r'(?P<schema>"(?:[^"]|"")*"|[^".\s]+)\.(?P<name>"(?:[^"]|"")*"|[^"\s(]+)')
 _QUOTE = re.compile(rb"['\"$]|--")
 _DOLLARS = re.compile(rb"\$(?:[A-Za-z_\x80-\xff][\w\x80-\xff]*)?\$")
@@ -35,7 +37,7 @@ _BORING = rb"""(?:
     (?!COPY[ ]|SET[ ]|\\|--[ ]PostgreSQL%s) (?: [^'"$\n-]++ | -(?!-) | "[^"\n]*+" | '[^'\\\n]*+' )* (?:--[^\n]*+)? \n
 )+"""
 _HEADED = rb"|--[ ]Name:[ ]|--[ ]Data[ ]for[ ]"
-_EDITED = rb"|--[ ]Name:[ ]|--[ ]Data[ ]for[ ]|BEGIN;|COMMIT;|ALTER[ ]|GRANT[ ]|REVOKE[ ]|DROP[ ]DATABASE[ ]"
+_EDITED = rb"|--[ ]Name:[ ]|--[ ]Data[ ]for[ ]|BEGIN;|COMMIT;|ALTER[ ]|GRANT[ ]|REVOKE[ ]|DROP[ ]|SELECT[ ]"
 _BORING_TO_A_READER = re.compile(_BORING % b"", re.VERBOSE)
 _BORING_TO_A_LIBRARIAN = re.compile(_BORING % _HEADED, re.VERBOSE)
 _BORING_TO_AN_EDITOR = re.compile(_BORING % _EDITED, re.VERBOSE)
@@ -50,8 +52,9 @@ class SqlDump:
     and `\\unrestrict`, which a psql of before August 2025 dies on; *one_transaction* leaves out the BEGIN and
     COMMIT that pg_dump puts around large objects, which would end a transaction around the whole; *skip_owners*
     leaves out who owns and may use what; *one_database* what `pg_dump --create` adds to make (or drop) the
-    database of the dump's own choice and go on in that one; *leave_out* tells of each object whether it is to be
-    left out. *headings* asks for the objects to be listed in `items`, those with rows with their COPY statement.
+    database of the dump's own choice and go on in that one, and what `--clean` adds to empty it first;
+    *leave_out* tells of each object whether it is to be left out. *headings* asks for the objects to be listed in
+    `items`, those with rows with their COPY statement.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class SqlDump:
         self._boring = _BORING_TO_AN_EDITOR if self._edits else reader
         self._rest = b""
         self._passed: list[bytes] = []
+        self._begun = False
         self._kind = b""
         self._skipping = False
         self._quote = b""
@@ -244,7 +248,7 @@ class SqlDump:
             return False
         if self._kind:
             return not (self._skip_owners and _OWNERSHIP.match(line))
-        if self._one_database and line.startswith(b"DROP DATABASE "):
+        if self._one_database and self._begun and _CLEANING.match(line):
             return False
         return self._keeps_setting(line)
 
@@ -256,7 +260,7 @@ class SqlDump:
             self._ended = True
             self._skipping = False
         elif line == _BEGINNING:  # another dump behind the first
-            self._ended = False
+            self._begun, self._ended, self._kind = True, False, b""
 
     def _unwanted(self, heading: re.Match[bytes]) -> bool:
         if self._headings or self._leave_out:

@@ -90,6 +90,7 @@ def member(data: bytes) -> bytes:
         ("dump from monday", ("-Fp",)),
         ("it's a $(dump) ü.dump", ("-Fp", "--inserts")),
         ("backup_manual_20260101.sql", ("-Fp", "--column-inserts", "--rows-per-insert=7")),
+        ("cleaning.sql", ("-Fp", "--clean")),
         ("archive.sql", ("-Fc",)),
         ("level 0.tar", ("-Fc", "-Z0")),
         ("level 9", ("-Fc", "-Z9")),
@@ -99,7 +100,7 @@ def member(data: bytes) -> bytes:
             for more in [
                 ("inserts.bin", ("-Fc", "--inserts")),
                 (".hidden", ("-Ft", "--inserts")),
-                ("cleaning.sql", ("-Fp", "--clean", "--if-exists")),
+                ("cleaning gently.sql", ("-Fp", "--clean", "--if-exists")),
                 ("triggers.sql", ("-Fp", "--disable-triggers", "--serializable-deferrable")),
             ]
         ),

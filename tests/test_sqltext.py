@@ -185,6 +185,26 @@ def test_every_edit_takes_its_own_lines_and_no_other() -> None:
     assert lost(one_database=True) == []
 
 
+def test_what_is_dropped_first_is_left_out_and_nothing_else_that_is_dropped() -> None:
+    """As `pg_dump --clean` has it; what is no dump of pg_dump's means what it says."""
+    cleaning = b"""ALTER TABLE ONLY public.orders DROP CONSTRAINT orders_guest_fkey;
+ALTER TABLE public."a;b" ALTER COLUMN id DROP DEFAULT;
+ALTER PUBLICATION news DROP TABLE ONLY public.orders;
+DROP INDEX public.orders_guest_idx;
+DROP TABLE public.orders;
+SELECT pg_catalog.lo_unlink('16400');
+"""
+    head = b"--\n-- PostgreSQL database dump\n--\n\nSET row_security = off;\nSELECT set_config('a', '', false);\n"
+    body = b"--\n-- Name: t; Type: TABLE; Schema: s; Owner: me\n--\n\nCREATE TABLE s.t ();\nDROP TABLE s.old;\n"
+    end = b"--\n-- PostgreSQL database dump complete\n--\n\n"
+    cut = head + body + end
+    for size in (1, 7, 4096):
+        assert run(head + cleaning + body + end, forever(size), one_database=True)[0] == cut
+        assert run((head + cleaning + body + end) * 2, forever(size), one_database=True)[0] == cut * 2
+        assert run(head + cleaning + body + end, forever(size), one_transaction=True)[0] == head + cleaning + body + end
+        assert run(cleaning + body + end, forever(size), one_database=True)[0] == cleaning + body + end
+
+
 def test_another_database_is_never_made_or_entered() -> None:
     dump = b"""--
 -- PostgreSQL database dump
