@@ -288,6 +288,9 @@ def _open(
         arguments["auth_strategy"] = _Keys(route, (lambda _: str(passphrase)) if passphrase else ask)
     if route.proxy and not via:
         arguments["sock"] = openssh.through(route.proxy)
+    elif not via and (route.bound_to or route.family):
+        with _explained(route):
+            arguments["sock"] = openssh.dial(route, seconds)
     connection = fabric.Connection(
         route.host,
         user=route.user,
@@ -319,7 +322,7 @@ def _explained(route: Route) -> Iterator[None]:
         ) from None
     except (socket.gaierror, UnicodeError):
         raise Unreachable(f"The name of {route} is unknown.", hint=f"ssh {route.name} must work first") from None
-    except paramiko.ssh_exception.NoValidConnectionsError:
+    except (paramiko.ssh_exception.NoValidConnectionsError, ConnectionRefusedError):
         raise Unreachable(f"Nobody listens at {route}.", hint=f"ssh {route.name} must work first") from None
     except (paramiko.SSHException, EOFError, OSError) as error:
         if isinstance(error, TimeoutError) or str(error) == _NO_HANDSHAKE:

@@ -22,6 +22,7 @@ _PLACE = re.compile(
     r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<v6>[^][]+)\]|(?P<host>[^][:/]+|[^][:/]*:[^][:/]*:[^][/]*))(?::(?P<port>\d+))?/?"
 )
 _TOKEN = re.compile(r"%([%dhnpru])")
+_FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Route:
     """How to reach a host: *jumps* are the hosts in between, *known_as* its name in *known_hosts*.
 
     *agent* is the socket of the agent to ask, empty for none; *only* lets no key of it in but those of *identities*.
+    *bound_to* is the address of this machine to come from, empty for any.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Route:
     ciphers: tuple[str, ...]
     compress: bool
     patience: int
+    family: socket.AddressFamily
+    bound_to: str
 
     def __str__(self) -> str:
         place = f"{self.host}:{self.port}"
@@ -128,6 +132,8 @@ def route(name: str, config: str = "") -> Route:
         ciphers=tuple(one("ciphers").split(",")),
         compress=one("compression") == "yes",
         patience=int(one("connecttimeout")) if one("connecttimeout").isdecimal() else 0,
+        family=_FAMILIES.get(one("addressfamily"), socket.AF_UNSPEC),
+        bound_to="" if one("bindaddress") in ("", "*") else one("bindaddress"),
     )
 
 
@@ -147,6 +153,26 @@ def known_keys(route: Route) -> KnownKeys:
             elif not words[0].startswith("@") and len(words) > 2:
                 good.add((words[1], words[2]))
     return KnownKeys(frozenset(good), frozenset(revoked), by_authority)
+
+
+def dial(route: Route, patience: float) -> socket.socket:
+    """Connect to a host from the address and in the family that are set for it. Raises OSError of the last try."""
+    trouble: OSError | None = None
+    for family, kind, number, _, address in socket.getaddrinfo(
+        route.host, route.port, route.family, socket.SOCK_STREAM
+    ):
+        dialled = socket.socket(family, kind, number)
+        try:
+            dialled.settimeout(patience)
+            if route.bound_to:
+                dialled.bind(socket.getaddrinfo(route.bound_to, 0, family, kind)[0][4])
+            dialled.connect(address)
+        except OSError as error:
+            dialled.close()
+            trouble = error
+        else:
+            return dialled
+    raise trouble or OSError(f"{route.host} has no address")
 
 
 def through(command: str) -> socket.socket:

@@ -45,11 +45,11 @@ def configured(sshd: Sshd, text: str) -> Iterator[str]:
         yield str(path)
 
 
-def reached(config: str, host: str = HOST) -> str:
+def reached(config: str, host: str = HOST, asked: str = "echo hello") -> str:
     """Return what the host says when it is asked for a word."""
     there = There(host, Line(host, lambda: line.connect(host, config=config, patience=5, ask=None, given={})))
     try:
-        return there.run(Command(("echo", "hello"))).out.strip()
+        return there.run(Command(("sh", "-c", asked))).out.strip()
     finally:
         there.close()
 
@@ -117,6 +117,18 @@ def test_what_is_included(sshd: Sshd, tmp_path: Path) -> None:
     (tmp_path / "more").write_text(sshd.words(HOST, sshd.port))
     with configured(sshd, f"Include {tmp_path}/more\n") as c:
         assert reached(c) == "hello"
+
+
+def test_from_the_address_and_in_the_family_that_are_set(sshd: Sshd) -> None:
+    whence = 'echo "$SSH_CLIENT"'
+    with configured(sshd, sshd.words(HOST, sshd.port, BindAddress="127.0.0.9", AddressFamily="inet")) as c:
+        assert reached(c, asked=whence).startswith("127.0.0.9 ")
+    with configured(sshd, sshd.words(HOST, sshd.port, BindAddress="192.0.2.1")) as c:
+        assert "cannot be reached" in refused(c)
+    with configured(sshd, sshd.words(HOST, sshd.port, AddressFamily="inet6")) as c:
+        assert "is unknown" in refused(c)
+    with configured(sshd, sshd.words(HOST, 1, AddressFamily="inet")) as c:
+        assert "Nobody listens at" in refused(c)
 
 
 def test_through_other_hosts(sshd: Sshd) -> None:
