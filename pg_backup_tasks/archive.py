@@ -31,6 +31,7 @@ CHUNK = 1 << 16
 _BLOCK = 512
 # A damaged length must not make us read, or unpack, a whole archive into memory.
 _LONGEST_TEXT = 1 << 26
+_LONGEST_ID = 18
 _UNPACKED_AT_ONCE = 1 << 20
 
 
@@ -74,16 +75,30 @@ class Contents:
 
 
 class _Reader:
-    """Integers and strings as pg_backup_archiver.c writes them."""
+    """Integers and strings as pg_backup_archiver.c writes them.
+
+    It reads ahead: a table of contents is hundreds of thousands of short texts, and calls are what they cost.
+    """
 
     def __init__(self, source: Source, codec: str) -> None:
-        self._read = source.read
+        self._source = source
         self._codec = codec
+        self._ahead = b""
+        self._at = 0
         self.int_size = self.offset_size = 4
+
+    def some(self, size: int) -> bytes:
+        """Return *size* bytes, a chunk at most; fewer at the end."""
+        if self._at + size > len(self._ahead):
+            self._ahead = self._ahead[self._at :] + self._source.read(CHUNK)
+            self._at = 0
+        data = self._ahead[self._at : self._at + size]
+        self._at += len(data)
+        return data
 
     def exactly(self, size: int) -> bytes:
         # Who asks for more than is there gets as much memory first: a damaged length must not be believed.
-        data = self._read(size) if size <= CHUNK else b"".join(self.pieces(size))
+        data = self.some(size) if size <= CHUNK else b"".join(self.pieces(size))
         if len(data) != size:
             raise DamagedError("ends in the middle")
         return data
@@ -106,16 +121,25 @@ class _Reader:
         return -value if data[0] else value
 
     def text(self) -> str | None:
+        raw = self.raw()
+        return raw if raw is None else raw.decode(self._codec, "surrogateescape")
+
+    def raw(self) -> bytes | None:
+        """Return a text as it stands there, None where there is none."""
+        sign, start = self._at, self._at + 1 + self.int_size
+        if start <= len(self._ahead) and not self._ahead[sign]:
+            end = start + int.from_bytes(self._ahead[sign + 1 : start], "little")
+            if end <= len(self._ahead):
+                self._at = end
+                return self._ahead[start:end]
         size = self.int()
         if size > _LONGEST_TEXT:
             raise DamagedError("has a damaged table of contents")
-        if size < 0:
-            return None
-        return self.exactly(size).decode(self._codec, "surrogateescape")
+        return None if size < 0 else self.exactly(size)
 
 
 def read_contents(source: Source, codec: str = "utf-8") -> tuple[Contents, _Reader]:
-    """Read an archive's table of contents from its first byte on, leaving *source* at the data behind it.
+    """Read an archive's table of contents from its first byte on; the reader returned beside it goes on behind it.
 
     Raises DamagedError, and UnsupportedError for archive versions that are not known here.
     """
@@ -155,20 +179,20 @@ def _plausible(count: int) -> int:
 def _entry(reader: _Reader, version: tuple[int, int], kind: int) -> Entry:
     number = reader.int()
     has_data = reader.int() != 0
-    reader.text(), reader.text()  # its catalog's and its own oid
+    reader.raw(), reader.raw()  # its catalog's and its own oid
     tag, what = reader.text() or "", reader.text() or ""
     reader.int()  # section
     definition = reader.text() or ""
-    reader.text()  # the statement that drops it
+    reader.raw()  # the statement that drops it
     copy, schema = reader.text() or "", reader.text() or ""
-    reader.text()  # tablespace
+    reader.raw()  # tablespace
     if version >= (1, 14):
-        reader.text()  # access method
+        reader.raw()  # access method
     if version >= (1, 16):
         reader.int()  # relkind
     owner = reader.text() or ""
-    reader.text()  # WITH OIDS, long gone
-    needs = frozenset(map(_id, iter(reader.text, None)))
+    reader.raw()  # WITH OIDS, long gone
+    needs = frozenset(map(_id, iter(reader.raw, None)))
     if kind == TAR:
         member = reader.text() or ""
     else:
@@ -188,10 +212,10 @@ def _entry(reader: _Reader, version: tuple[int, int], kind: int) -> Entry:
     )
 
 
-def _id(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,18}", text, re.ASCII):
+def _id(raw: bytes) -> int:
+    if not raw.isdigit() or len(raw) > _LONGEST_ID:
         raise DamagedError("has a damaged table of contents")
-    return int(text)
+    return int(raw)
 
 
 def scan_custom(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[str, int]]:
@@ -204,7 +228,7 @@ def scan_custom(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[st
         raise UnsupportedError(f"compression {contents.compression}")
     rows: dict[str, int] = {}
     seen: set[int] = set()
-    while kind := source.read(1):
+    while kind := reader.some(1):
         entry = contents.entries.get(reader.int())
         if entry is None or kind[0] not in (_DATA, _BLOBS):
             raise DamagedError("has a block that belongs to nothing")

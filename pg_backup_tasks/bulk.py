@@ -298,8 +298,8 @@ def _read_dump(path: str, codec: str, writer: Job | None, cancelled: threading.E
 
 
 def _read_tar(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> _Read:
-    _wait_for(writer, cancelled)  # a tar's members are read by their place
-    with io.BufferedReader(_Stoppable(path, cancelled), CHUNK) as file:
+    # pg_dump writes it from front to back, as it would into a pipe.
+    with io.BufferedReader(Growing(path, writer, cancelled), CHUNK) as file:
         return _of_archive(archive.scan_tar(file, codec))
 
 

@@ -88,12 +88,16 @@ class Dumps:
         )
 
     def _check(self, format_: Format) -> Examined:
-        """Read an archive to its end; where SQL is made of it that has read it already."""
+        """Read an archive to its end, where SQL made of it has not done that already; let pg_restore list it."""
         machine, path, job = self.desk.machine, self._path(format_), self.jobs[format_]
         if format_ is Format.DUMP and self.derived:
             job.wait()
-            return Examined(machine.digest(path))
-        return machine.examine(path, format_, self._codec, job, postgres.print_sql(self.connection.tools))
+            examined = Examined(machine.digest(path))
+        else:
+            examined = machine.examine(path, format_, self._codec, job, postgres.print_sql(self.connection.tools))
+        if not examined.problem:
+            self._list(format_, job)
+        return examined
 
     def _watch(self, expected: dict[Format, int]) -> None:
         """Wait for everything, showing progress; return early if something has failed."""
@@ -135,7 +139,6 @@ class Dumps:
                 raise Failed(f"The {format_.extension} that was just written holds other rows than the .dump.")
             rows = examined.rows if rows is None else rows
             digests[format_] = examined.digest
-            self._list(format_, job=self.jobs[format_])
         # The order files are published and listed in, the same for every backup.
         return {f: digests[f] for f in self.formats}, rows or {}
 

@@ -231,9 +231,8 @@ def _tar_headers(raw: bytes) -> list[int]:
 
 
 def _end_of_contents(raw: bytes) -> int:
-    file = io.BytesIO(raw)
-    archive.read_contents(file)
-    return file.tell()
+    _, reader = archive.read_contents(io.BytesIO(raw))
+    return len(raw) - sum(map(len, iter(lambda: reader.some(archive.CHUNK), b"")))
 
 
 MUTATIONS = st.lists(
