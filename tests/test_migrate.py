@@ -20,6 +20,7 @@ from conftest import ROOT, TASKS, Project, Ran, Server, slowly
 from sshd import an_sshd
 
 from bench.sshd import HOST, Sshd
+from pg_backup_tasks.embedded import EmbeddedServer, find_bin
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.migration import Migration, Migrations
 from pg_backup_tasks.model import Database
@@ -218,6 +219,39 @@ def test_what_had_changed_is_told(here: Shop, many: int) -> None:
     }
     assert here.inv("db.undo", "--force").code == 0
     assert here.sql("select count(*) from drinks") == "100"
+
+
+LEFT = """
+create table half (id int)
+select pg_create_logical_replication_slot('left_behind', 'pgoutput')
+create subscription left_behind connection 'host=nowhere' publication p with (connect = false, slot_name = none)
+begin; insert into orders values (900, 1); prepare transaction 'left behind'
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_place", ["false", "true"], ids=["swap", "in place"])
+def test_what_a_restore_would_refuse_to_lose_goes_where_the_migration_has_left_it(
+    ready: Project, in_place: str
+) -> None:
+    with EmbeddedServer(find_bin(), settings={"wal_level": "logical", "max_prepared_transactions": "4"}) as embedded:
+        server = Server(embedded, int(embedded.version.split(".")[0]))
+        server.sql("create database shop")
+        server.sql(TABLES, "shop")
+        ready.use(server.url("shop"))
+        shop = Shop(ready, server, "shop")
+        before = shop.state()
+        psql = f'{embedded.bin / "psql"} -Xq --set=ON_ERROR_STOP=1 "$DATABASE_URL" --command'
+        steps = " && ".join(f"{psql} {shlex.quote(sql)}" for sql in LEFT.strip().splitlines())
+        done = shop.inv("db.migrate", "--command", f"{steps}; exit 3", env={"INVOKE_DB_IN_PLACE": in_place})
+        assert done.code == 1, done.err
+        assert "The migration ended with exit code 3. Putting" in done.err
+        assert "shop was rolled back: schema and rows are as before." in done.err
+        assert shop.state() == before
+        for left in ("pg_replication_slots", "pg_subscription", "pg_prepared_xacts"):
+            assert shop.sql(f"select count(*) from {left}") == "0", left
+        # So that it may go in again.
+        shop.is_as_before(before)
 
 
 def test_nothing_is_put_back_where_nothing_was_written(here: Shop) -> None:
