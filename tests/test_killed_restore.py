@@ -1,9 +1,10 @@
-"""A restore killed between any two statements: the old database or the new one, and the next command says which."""
+"""A restore killed or frozen between any two statements: it is the old database or the new; the next run says which."""
 
 from __future__ import annotations
 
 import json
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from benches import Bench, changed
 # Stands where psql should be: passes on what it is told, line by line, and kills the run before or after one of them.
 _PSQL = """\
 #!{python} -SEs
-import fcntl, os, subprocess, sys, time
+import fcntl, os, signal, subprocess, sys, time
 folder, real = {folder!r}, {real!r}
 if "--version" in sys.argv:
     os.execv(real, [real, *sys.argv[1:]])
@@ -36,7 +37,9 @@ def kill():
     while not os.path.exists(folder + "/pid"):
         time.sleep(0.001)
     with open(folder + "/pid") as file:
-        os.kill(int(file.read()), 9)
+        os.kill(int(file.read()), {signum})
+    if {signum} == signal.SIGSTOP:
+        signal.pause()
 
 psql = subprocess.Popen([real, *sys.argv[1:]], stdin=subprocess.PIPE)
 looks_on = False
@@ -94,20 +97,30 @@ class Killer:
         """Put a psql of ours before the real one."""
         for tool in ("pg_dump", "pg_restore"):
             (self.folder / tool).symlink_to(self.bench.server.embedded.bin / tool)
-        psql = self.folder / "psql"
-        real = str(self.bench.server.embedded.bin / "psql")
-        psql.write_text(_PSQL.format(python=sys.executable, folder=str(self.folder), real=real))
-        psql.chmod(psql.stat().st_mode | stat.S_IXUSR)
+        self.arm(signal.SIGKILL)
         self.env |= {"INVOKE_DB_PG_BIN": str(self.folder)}
 
-    def run(self, at: int, *command: str) -> int:
-        """Run a task that is killed before (even) or after (odd) line *at* / 2; return its exit code."""
+    def arm(self, signum: signal.Signals) -> None:
+        """Let that be the signal that meets the run."""
+        psql = self.folder / "psql"
+        real = str(self.bench.server.embedded.bin / "psql")
+        values = {"python": sys.executable, "folder": str(self.folder), "real": real, "signum": signum.value}
+        psql.write_text(_PSQL.format(**values))
+        psql.chmod(psql.stat().st_mode | stat.S_IXUSR)
+
+    def begin(self, at: int, *command: str) -> subprocess.Popen[str]:
+        """Start a task that is met before (even) or after (odd) line *at* / 2."""
         for name in ("pid", "told"):
             (self.folder / name).unlink(missing_ok=True)
         (self.folder / "at").write_text(str(at))
         run = self.bench.project.start(*command, env=self.env)
         (self.folder / "pid.new").write_text(str(run.pid))
         (self.folder / "pid.new").rename(self.folder / "pid")
+        return run
+
+    def run(self, at: int, *command: str) -> int:
+        """Run such a task to its end; return its exit code."""
+        run = self.begin(at, *command)
         try:
             run.communicate(timeout=60)
         except subprocess.TimeoutExpired:
@@ -202,3 +215,31 @@ def _as_it_says(killer: Killer, old: dict[str, str], new: dict[str, str], where:
     else:
         assert project.inv("db.undo", "--force").code == 2, where
     return end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killer", ["swap"], indirect=True)
+def test_frozen_between_the_names_it_keeps_nobody_out_for_long(killer: Killer) -> None:
+    killer.again()
+    old = killer.state()
+    command = ("db.restore", f"backups/postgres/{killer.backup}.sql", "--force")
+    assert killer.run(0, *command) == 0
+    last = max(n for n, line in enumerate(killer.told(), 1) if re.match("alter database .* rename", line))
+    killer.again()
+    killer.arm(signal.SIGSTOP)
+    # What ends the statement stands on the next line.
+    run = killer.begin(2 * (last + 1) + 1, *command)
+    server = killer.bench.server
+    between = "state = 'idle in transaction' and query ilike 'alter database % rename %'"
+    try:
+        wait_until(
+            lambda: server.sql(f"select count(*) from pg_stat_activity where {between}") == "1",
+            "it to stand between the names",
+        )
+        # Who comes in now waits for the end of that, which is the server's to bring about.
+        assert killer.state() == old
+    finally:
+        run.kill()
+        run.communicate()
+    killer.arm(signal.SIGKILL)
+    assert _as_it_says(killer, old, {}, "frozen") == "old"
