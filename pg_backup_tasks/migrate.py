@@ -192,7 +192,7 @@ class _Run:
         began = monotonic()
         code: int | None = None
         try:
-            desk.migrations.remember(migration)
+            desk.migrations.begin(migration)
             code = self._command(self._text, "The migration")
             self._judge(code)
             # From here on it is migrated: whoever is interrupted before is rolled back, and nobody after.

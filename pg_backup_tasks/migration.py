@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from . import url
-from .machine import Machine
-from .model import Database
+from .errors import TaskError
+from .machine import CommandError, Machine
+from .model import Command, Database
 
 State = Literal["under way", "migrated", "rolled back"]
 
 _FILE = ".migrations.json"
+# What a dead run leaves of it goes as all that is temporary does.
+_READY = f".{_FILE}.migrated.new"
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,26 @@ class Migrations:
 
     def remember(self, migration: Migration) -> None:
         """Write down how a migration stands."""
-        self._write([*(m for m in self.all() if m.key != migration.key), migration])
+        self._write(self._with(migration))
+
+    def begin(self, migration: Migration) -> None:
+        """Write down that a migration is under way, and have ready what there will be to say of it once it is made."""
+        self._write(self._with(replace(migration, state="migrated")), _READY)
+        self.remember(migration)
 
     def ended(self, migration: Migration, state: State) -> None:
-        """Write down how a migration has ended."""
-        self.remember(replace(migration, state=state))
+        """Write down how a migration has ended; that it is made can be said on a full disk, too."""
+        try:
+            self.remember(replace(migration, state=state))
+        except (TaskError, OSError):
+            if state != "migrated":
+                raise
+            command = Command(("mv", "-f", "--", self._ready, f"{self.folder}/{_FILE}"))
+            if (done := self.machine.run(command)).code:
+                raise CommandError(command, done) from None
+        else:
+            with suppress(TaskError, OSError):
+                self.machine.remove(self._ready)
 
     def replaced(self, database: Database, backup: str) -> None:
         """Take note that a database has become *backup* as a whole: a migration of it that was cut off is over."""
@@ -86,9 +105,16 @@ class Migrations:
             # That was undone before, and is as it was again.
             self.ended(last, "rolled back")
 
-    def _write(self, migrations: list[Migration]) -> None:
+    @property
+    def _ready(self) -> str:
+        return f"{self.folder}/{_READY}"
+
+    def _with(self, migration: Migration) -> list[Migration]:
+        return [*(m for m in self.all() if m.key != migration.key), migration]
+
+    def _write(self, migrations: list[Migration], file: str = _FILE) -> None:
         document = json.dumps([asdict(m) for m in migrations], indent=2)
-        self.machine.write(f"{self.folder}/{_FILE}", document.encode() + b"\n")
+        self.machine.write(f"{self.folder}/{file}", document.encode() + b"\n")
 
 
 def _migration(found: Any) -> Migration | None:

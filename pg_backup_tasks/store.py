@@ -32,7 +32,7 @@ _SKEW = timedelta(hours=1)
 _LATEST = re.compile(r"backup_(?P<type>[a-z0-9_]+)_latest(?P<extension>\.(?:dump|tar|sql|sql\.gz|info))")
 # What a run that dies while it writes leaves of a backup's file or link, or of its own notes.
 _TEMPORARY = re.compile(r"\.(?P<file>.*)\.new")
-_NOTES = re.compile(r"\.(?:removing|undo\.json|migrations\.json|restoring.*)")
+_NOTES = re.compile(r"\.(?:removing|undo\.json|migrations\.json(?:\.migrated)?|restoring.*)")
 
 
 @dataclass(frozen=True)

@@ -386,11 +386,18 @@ def test_what_outlives_a_migration_and_holds_its_output(any_shop: Shop) -> None:
             os.kill(number, signal.SIGKILL)
 
 
-def test_what_cannot_be_written_down_is_no_less_migrated(here: Shop) -> None:
-    done = here.inv(*here.migration(GOOD, "mkdir backups/postgres/..migrations.json.new"), "--json")
+@pytest.mark.parametrize("renamed", [True, False])
+def test_what_cannot_be_written_down_is_no_less_migrated(shop: Shop, tmp_path: Path, renamed: bool) -> None:
+    """As on a full disk, where a file still gets another name; and where not even that goes."""
+    other = "" if renamed else "rm backups/postgres/..migrations.json.migrated.new; "
+    done = shop.inv(*shop.migration(GOOD, f"{other}mkdir backups/postgres/..migrations.json.new"), "--json")
     assert done.code == 0, done.err
     assert done.json["outcome"] == "migrated"
-    assert f"{here.database} IS MIGRATED, but that could not be written down: " in done.err
+    assert (f"{shop.database} IS MIGRATED, but that could not be written down: " in done.err) is not renamed
+    (obstacle,) = tmp_path.rglob("..migrations.json.new")
+    obstacle.rmdir()
+    again = shop.inv(*shop.migration("select 1"))
+    assert again.code == (0 if renamed else 2), again.err
 
 
 # Interrupted
