@@ -39,6 +39,7 @@ _CLOCKS_AGREE = timedelta(seconds=5)
 _MOST_JUMPS = 8
 _PIECE = 1 << 15
 _AT_ONCE = 1 << 18
+_UNSENT = 1 << 16
 # Fewer and larger packets than usual; a larger window makes paramiko slower.
 _BULK = {"window_size": 2 << 20, "max_packet_size": 1 << 17}
 # A quarter quicker than what paramiko takes of itself.
@@ -105,6 +106,8 @@ class Line:
                 self.check()
                 signals.check()
                 continue
+            except (EOFError, paramiko.SSHException):
+                raise BrokenPipeError from None
             if not sent:
                 raise BrokenPipeError
             done += sent
@@ -344,6 +347,9 @@ class _Transports:
         if isinstance(sock, socket.socket) and sock.family != socket.AF_UNIX:
             # Much is asked in few bytes: nothing is to wait for the answer to what went before.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Nor is a sign of life to wait behind megabytes that a slow line has not taken yet.
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         transport = paramiko.Transport(_Buffered(sock), **options)
         wanted = transport.get_security_options()
         known = {kind for kind, _ in self._known.good}

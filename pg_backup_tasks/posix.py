@@ -32,7 +32,7 @@ _TETHER = r"""
 ) </dev/null >/dev/null 2>&1 &
 """
 # Says its number and what time it is; then lives as long as it is told that we do, and says each time that it has
-# heard. Five to ten seconds of silence end it.
+# heard. Nine to twelve seconds of silence end it: on a slow line a word may wait behind all that goes up before it.
 KEEPER = r"""
 exec 3<&0
 trap 'heard=1' USR1
@@ -42,7 +42,12 @@ echo "$$ $(date -u +%Y%m%d%H%M%S)"
   while IFS= read -r _; do kill -USR1 "$$"; echo; done
   kill -KILL 0
 } <&3 &
-while [ "$heard" ]; do heard=; sleep 5; done
+missed=0
+while [ "$missed" -lt 3 ]; do
+  heard=
+  sleep 3
+  if [ "$heard" ]; then missed=0; else missed=$((missed + 1)); fi
+done
 kill -KILL 0
 """
 

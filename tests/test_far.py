@@ -23,7 +23,10 @@ from conftest import Project, Ran, Server, missing, slowly
 from sshd import an_sshd
 
 from bench.sshd import HOST, Sshd
+from pg_backup_tasks import line
+from pg_backup_tasks.line import Line
 from pg_backup_tasks.pull import Identity
+from pg_backup_tasks.there import There
 
 ODD = 'far "proj" it\'s $HOME'
 PASSWORD = f"s3cret-{secrets.token_hex(4)}-'\"$;é"
@@ -544,6 +547,28 @@ def test_the_network_is_cut(
         assert "The connection to prod was lost" in err
         ends_soon(pair, began)
         mend()
+
+
+@pytest.mark.slow
+def test_a_slow_way_up_is_no_cut_line(
+    far_away: tuple[Sshd, Callable[[], None], Callable[[], None]], tmp_path: Path
+) -> None:
+    """What goes up takes longer than any silence is borne; the signs of life go between."""
+    sshd, *_ = far_away
+    config = tmp_path / "config"
+    config.write_text(sshd.words(HOST, sshd.port))
+    there = There(HOST, Line(HOST, lambda: line.connect(HOST, config=str(config), patience=5, ask=None, given={})))
+    way = subprocess.run(["ip", "route", "get", sshd.address], capture_output=True, text=True, check=True).stdout
+    device = way.split(" dev ")[1].split()[0]
+    narrow = ["tc", "qdisc", "add", "dev", device, "root", "tbf", "rate", "800kbit", "burst", "10kb", "latency", "1s"]
+    if subprocess.run(narrow, capture_output=True, check=False).returncode:
+        pytest.skip("this kernel cannot make a line slow")
+    data = os.urandom(2_500_000)
+    try:
+        there.write(f"{tmp_path}/sent", data)
+    finally:
+        there.close()
+    assert (tmp_path / "sent").read_bytes() == data
 
 
 # Bringing home
