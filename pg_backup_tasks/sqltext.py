@@ -248,7 +248,7 @@ class SqlDump:
             return False
         if self._kind:
             return not (self._skip_owners and _OWNERSHIP.match(line))
-        if self._one_database and self._begun and _CLEANING.match(line):
+        if self._one_database and (line.startswith(b"DROP DATABASE ") or (self._begun and _CLEANING.match(line))):
             return False
         return self._keeps_setting(line)
 

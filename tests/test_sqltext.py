@@ -203,6 +203,8 @@ SELECT pg_catalog.lo_unlink('16400');
         assert run((head + cleaning + body + end) * 2, forever(size), one_database=True)[0] == cut * 2
         assert run(head + cleaning + body + end, forever(size), one_transaction=True)[0] == head + cleaning + body + end
         assert run(cleaning + body + end, forever(size), one_database=True)[0] == cleaning + body + end
+        # Whoever has cut its head off has not meant the database that bears the name, either.
+        assert run(b"DROP DATABASE live;\n" + body + end, forever(size), one_database=True)[0] == body + end
 
 
 def test_another_database_is_never_made_or_entered() -> None:
