@@ -71,18 +71,6 @@ class Growing(io.RawIOBase):
             raise Cancelled
 
 
-class _Stoppable(io.FileIO):
-    """A file whose reader hears that the run is ending."""
-
-    def __init__(self, path: str, cancelled: threading.Event) -> None:
-        super().__init__(path)
-        self._cancelled = cancelled
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        _go_on(self._cancelled)
-        return super().readinto(buffer)
-
-
 def _go_on(cancelled: threading.Event) -> None:
     signals.check()
     if cancelled.is_set():
@@ -286,7 +274,7 @@ def contents(path: str, format_: Format, codec: str, cancelled: threading.Event)
     if not format_.is_archive:
         return _read_sql(path, codec, None, cancelled)[1]
     try:
-        with io.BufferedReader(_Stoppable(path, cancelled), CHUNK) as file:
+        with io.BufferedReader(Growing(path, None, cancelled), CHUNK) as file:
             return tuple(archive.contents(file, format_, codec).entries.values())
     except archive.UnsupportedError:
         return None

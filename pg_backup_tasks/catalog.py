@@ -209,7 +209,9 @@ _LEDGERS = (
 )  # fmt: skip
 LEDGERS = frozenset(table for table, *_ in _LEDGERS)
 _COUNTED_AT_ONCE = 200
+# So many transactions are looked for one by one.
 _FEW = 1000
+# A row has the lower half of its transaction's number.
 _HALF = 1 << 32
 # The first number a transaction can have (access/transam.h).
 _FIRST = 3
@@ -394,11 +396,10 @@ def count_written(session: Session, since: int) -> tuple[dict[str, int], set[str
 
 def _newer(since: int, following: int) -> str:
     """Return the SQL that tells a row written by a transaction after *since* and before *following*."""
-    # A row has the lower half of its transaction's number; the lowest three are nobody's.
-    numbers = [n % _HALF for n in range(since + 1, min(following, since + _FEW)) if n % _HALF >= _FIRST]
     if following > since + _FEW:
         # Of age only the session itself can speak, and not those that help it to scan.
         return f"age(xmin) between 0 and age('{since % _HALF}'::xid) - 1"
+    numbers = [n % _HALF for n in range(since + 1, following) if n % _HALF >= _FIRST]
     return f"xmin = any('{{{','.join(map(str, numbers))}}}'::xid[])" if numbers else "false"
 
 

@@ -277,11 +277,11 @@ select array_agg(command) from (
 # How many locks all transactions have room for together (documented with max_locks_per_transaction).
 ROOM_FOR_LOCKS = """current_setting('max_locks_per_transaction')::int
     * (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int)"""
-_LOCKS = """
+_LOCKS = f"""
 select json_build_object(
   'there', (select count(distinct (classid, objid)) from pg_depend d where objid >= 16384 and deptype <> 'e')
     + (select count(*) from pg_largeobject_metadata),
-  'capacity', {room})
+  'capacity', {ROOM_FOR_LOCKS})
 """
 # What making an object takes: a table has a type, and mostly a table and an index for what is long.
 _LOCKS_TO_MAKE = {"TABLE": 5, "CONSTRAINT": 2, "INDEX": 2, "VIEW": 2, "MATERIALIZED VIEW": 3, "SEQUENCE": 1, "TYPE": 1}
@@ -437,7 +437,7 @@ def empty(extensions: Iterable[str]) -> str:
 
 def locks() -> str:
     """Return the cheap question how many locks an emptying and a load need; `read_locks` takes its answer."""
-    return _LOCKS.format(room=ROOM_FOR_LOCKS)
+    return _LOCKS
 
 
 def read_locks(answer: Any, items: Iterable[Item]) -> Locks:

@@ -157,21 +157,13 @@ def known_keys(route: Route) -> KnownKeys:
 
 def dial(route: Route, patience: float) -> socket.socket:
     """Connect to a host from the address and in the family that are set for it. Raises OSError of the last try."""
+    whence = (route.bound_to, 0) if route.bound_to else None
     trouble: OSError | None = None
-    for family, kind, number, _, address in socket.getaddrinfo(
-        route.host, route.port, route.family, socket.SOCK_STREAM
-    ):
-        dialled = socket.socket(family, kind, number)
+    for *_, address in socket.getaddrinfo(route.host, route.port, route.family, socket.SOCK_STREAM):
         try:
-            dialled.settimeout(patience)
-            if route.bound_to:
-                dialled.bind(socket.getaddrinfo(route.bound_to, 0, family, kind)[0][4])
-            dialled.connect(address)
+            return socket.create_connection((str(address[0]), route.port), patience, whence)
         except OSError as error:
-            dialled.close()
             trouble = error
-        else:
-            return dialled
     raise trouble or OSError(f"{route.host} has no address")
 
 

@@ -431,12 +431,14 @@ def rolls_back(shop: Shop, signum: signal.Signals) -> None:
     shop.is_as_before(before)
 
 
-def test_a_run_that_is_killed_is_told_and_put_back(any_shop: Shop) -> None:
+def test_a_run_that_is_killed_is_told_and_put_back(any_shop: Shop, tmp_path: Path) -> None:
     shop = any_shop
     before = shop.state()
     run = begun(shop)
     run.kill()
     run.communicate()
+    ready = "..migrations.json.migrated.new"
+    assert len(list(tmp_path.rglob(ready))) == 1
     says = f"db.migrate of {shop.database} was cut off at"
     tries = "inv db.rollback --host prod" if shop.host else "inv db.rollback"
     fetch = [("db.fetch", "latest")] if shop.host else []
@@ -445,6 +447,7 @@ def test_a_run_that_is_killed_is_told_and_put_back(any_shop: Shop) -> None:
         done = shop.inv(*task)
         assert says in done.err, (task, done.err)
         assert tries in done.err
+    assert list(tmp_path.rglob(ready)) == []
     done = shop.inv(*shop.migration(GOOD))
     assert done.code == 2
     assert done.err.splitlines()[-1] == f"Try: {tries} puts it back as it was"
