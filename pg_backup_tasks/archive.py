@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from struct import Struct
+from typing import Any, Protocol
 
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
@@ -33,6 +34,9 @@ _BLOCK = 512
 _LONGEST_TEXT = 1 << 26
 _LONGEST_ID = 18
 _UNPACKED_AT_ONCE = 1 << 20
+# A number, or a text's length, by the bytes it has beside its sign.
+_HEADS = {4: Struct("<BI"), 8: Struct("<BQ")}
+_TEXT = (True,)
 
 
 class Source(Protocol):
@@ -85,7 +89,7 @@ class _Reader:
         self._codec = codec
         self._ahead = b""
         self._at = 0
-        self.int_size = self.offset_size = 4
+        self.head, self.offset_size = _HEADS[4], 4
 
     def some(self, size: int) -> bytes:
         """Return *size* bytes, a chunk at most; fewer at the end."""
@@ -114,11 +118,11 @@ class _Reader:
         return self.exactly(1)[0]
 
     def int(self) -> int:
-        data = self.exactly(1 + self.int_size)
-        value = int.from_bytes(data[1:], "little")
-        if data[0] > (value != 0):
+        value: int
+        negative, value = self.head.unpack(self.exactly(self.head.size))
+        if negative > (value != 0):
             raise DamagedError("has a damaged number")
-        return -value if data[0] else value
+        return -value if negative else value
 
     def text(self) -> str | None:
         raw = self.raw()
@@ -126,16 +130,44 @@ class _Reader:
 
     def raw(self) -> bytes | None:
         """Return a text as it stands there, None where there is none."""
-        sign, start = self._at, self._at + 1 + self.int_size
-        if start <= len(self._ahead) and not self._ahead[sign]:
-            end = start + int.from_bytes(self._ahead[sign + 1 : start], "little")
-            if end <= len(self._ahead):
-                self._at = end
-                return self._ahead[start:end]
+        found: bytes | None = self.fields(_TEXT)[0]
+        return found
+
+    def fields(self, shape: Sequence[bool]) -> list[Any]:
+        """Return the next numbers and texts: an int where *shape* has False, bytes or None where it has True."""
+        found: list[Any] = []
+        ahead, at, width, unpack_from = self._ahead, self._at, self.head.size, self.head.unpack_from
+        for is_text in shape:
+            # What lies ahead whole, as nearly all does, costs no call of ours.
+            if (start := at + width) <= len(ahead):
+                negative, value = unpack_from(ahead, at)
+                if negative == 0 and (end := start + value if is_text else start) <= len(ahead):
+                    found.append(ahead[start:end] if is_text else value)
+                    at = end
+                    continue
+            self._at = at
+            found.append(self._far_raw() if is_text else self.int())
+            ahead, at = self._ahead, self._at
+        self._at = at
+        return found
+
+    def _far_raw(self) -> bytes | None:
+        """Return a text that does not lie ahead whole, or is none."""
         size = self.int()
         if size > _LONGEST_TEXT:
             raise DamagedError("has a damaged table of contents")
         return None if size < 0 else self.exactly(size)
+
+    def texts_to_the_last(self) -> list[bytes]:
+        """Return the texts up to the one that is none."""
+        found: list[bytes] = []
+        while (raw := self.fields(_TEXT)[0]) is not None:
+            found.append(raw)
+        return found
+
+    def decoded(self, raw: bytes | None) -> str:
+        """Return a text, empty where there is none."""
+        return raw.decode(self._codec, "surrogateescape") if raw else ""
 
 
 def read_contents(source: Source, codec: str = "utf-8") -> tuple[Contents, _Reader]:
@@ -150,20 +182,32 @@ def read_contents(source: Source, codec: str = "utf-8") -> tuple[Contents, _Read
     reader.byte()
     if not OLDEST <= version <= NEWEST:
         raise UnsupportedError(f"archive version {version[0]}.{version[1]}")
-    reader.int_size, reader.offset_size = reader.byte(), reader.byte()
-    kind = reader.byte()
-    if reader.int_size not in (4, 8) or reader.offset_size not in (4, 8) or kind not in (CUSTOM, TAR):
+    int_size, reader.offset_size, kind = reader.byte(), reader.byte(), reader.byte()
+    if int_size not in _HEADS or reader.offset_size not in (4, 8) or kind not in (CUSTOM, TAR):
         raise DamagedError("has a damaged header")
+    reader.head = _HEADS[int_size]
     compression = reader.byte() if version >= (1, 15) else _older_compression(reader.int())
     for _ in range(7):  # when it was dumped, in that machine's local time
         reader.int()
     database, server, dumper = reader.text(), reader.text(), reader.text()
     entries = {}
+    shape = _shape(version)
     for _ in range(_plausible(reader.int())):
-        entry = _entry(reader, version, kind)
+        entry = _entry(reader, shape, kind)
         entries[entry.id] = entry
     contents = Contents(version, compression, database or "", server or "", dumper or "", entries)
     return contents, reader
+
+
+def _shape(version: tuple[int, int]) -> tuple[bool, ...]:
+    """Return which of an entry's fields are texts, up to what it needs."""
+    number, text = False, True
+    access_method = (text,) if version >= (1, 14) else ()
+    kind_of_relation = (number,) if version >= (1, 16) else ()
+    # Its number, whether it has data; its catalog's oid and its own, name, kind; section; definition, the statement
+    # that drops it, COPY, schema, tablespace; ...; owner, and WITH OIDS, long gone.
+    first = (number, number, text, text, text, text, number, text, text, text, text, text)
+    return (*first, *access_method, *kind_of_relation, text, text)
 
 
 def _older_compression(level: int) -> int:
@@ -176,39 +220,26 @@ def _plausible(count: int) -> int:
     return count
 
 
-def _entry(reader: _Reader, version: tuple[int, int], kind: int) -> Entry:
-    number = reader.int()
-    has_data = reader.int() != 0
-    reader.raw(), reader.raw()  # its catalog's and its own oid
-    tag, what = reader.text() or "", reader.text() or ""
-    reader.int()  # section
-    definition = reader.text() or ""
-    reader.raw()  # the statement that drops it
-    copy, schema = reader.text() or "", reader.text() or ""
-    reader.raw()  # tablespace
-    if version >= (1, 14):
-        reader.raw()  # access method
-    if version >= (1, 16):
-        reader.int()  # relkind
-    owner = reader.text() or ""
-    reader.raw()  # WITH OIDS, long gone
-    needs = frozenset(map(_id, iter(reader.raw, None)))
+def _entry(reader: _Reader, shape: Sequence[bool], kind: int) -> Entry:
+    number, has_data, _, _, name, what, _, definition, _, copy, schema, *_, owner, _ = reader.fields(shape)
+    needs = frozenset(map(_id, reader.texts_to_the_last()))
+    member = None
     if kind == TAR:
-        member = reader.text() or ""
+        member = reader.raw()
     else:
-        member = ""
         reader.exactly(1 + reader.offset_size)
+    text = reader.decoded
     return Entry(
         id=number,
-        kind=what,
-        schema=schema,
-        name=tag,
-        owner=owner,
-        definition=definition,
-        copy=copy,
+        kind=text(what),
+        schema=text(schema),
+        name=text(name),
+        owner=text(owner),
+        definition=text(definition),
+        copy=text(copy),
         needs=needs,
-        member=member,
-        has_data=has_data,
+        member=text(member),
+        has_data=has_data != 0,
     )
 
 

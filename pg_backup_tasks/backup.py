@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from . import catalog, info, postgres, signals, switching
 from .catalog import Table
 from .desk import Connection, Desk
-from .dumps import Dumps
+from .dumps import dumping
 from .errors import Failed
 from .info import DatabaseInfo, FileInfo, Git, Info
 from .machine import CommandError
@@ -53,15 +53,18 @@ def at_work(desk: Desk, order: Order, connection: Connection, *, last: bool = Fa
     """Take a backup as part of the work going on; with *last* no signal is heard any more once it is published."""
     started = time.monotonic()
     snapshot = catalog.export_snapshot(connection.session, desk.settings.lock_timeout)
-    source = _look(connection)
-    _refuse_unreadable(source.tables)
-    expected = _expected(desk, order, source)
-    _refuse_without_room(desk, order, expected, source.tables)
+    described, extensions = catalog.describe(connection.session, connection.database)
+    expected = _expected(desk, order, connection, described)
     name = desk.store.free_name(order.type, desk.clock, desk.sleep)
     staging = desk.store.staging(name, order.formats)
     try:
         with _explained(desk):
-            digests, rows = Dumps(desk, order.formats, connection, staging, snapshot).make(expected)
+            with dumping(desk, order.formats, connection, staging, snapshot) as dumps:
+                # What takes its time in a database of many tables, and writes nothing, need not go first.
+                tables = catalog.tables(connection.session)
+                _refuse_unreadable(tables)
+                digests, rows = dumps.finish(expected)
+            source = _Source(connection, described, extensions, tables)
             document = _document(desk, order, source, staging, digests, rows, started)
             staging.complete(info.encode(document))
         if last:
@@ -94,11 +97,6 @@ class _Source:
     tables: list[Table]
 
 
-def _look(connection: Connection) -> _Source:
-    described, extensions = catalog.describe(connection.session, connection.database)
-    return _Source(connection, described, extensions, catalog.tables(connection.session))
-
-
 def _refuse_unreadable(tables: list[Table]) -> None:
     if unreadable := [t.table for t in tables if not t.readable]:
         raise Failed(
@@ -112,36 +110,52 @@ def _refuse_unreadable(tables: list[Table]) -> None:
         )
 
 
-def _expected(desk: Desk, order: Order, source: _Source) -> dict[Format, int]:
-    """Return the bytes each format will probably take: as the last backup's, scaled, else from the tables'."""
-    now = source.described
-    total = sum(t.bytes for t in source.tables)
-    expected = {f: int(total * _SHARE[f]) for f in order.formats}
+def _expected(desk: Desk, order: Order, connection: Connection, described: DatabaseInfo) -> dict[Format, int]:
+    """Return the bytes each format will probably take. Raises Failed where there is no room for them."""
+    last = _last(desk, order, described)
+    # The whole database, its indexes too, is more than its tables; each of them is asked only where that matters.
+    total = largest = described.bytes
+    expected = _guess(order, total) | last
+    if _lack_of_room(desk, expected, largest):
+        total, largest = catalog.table_bytes(connection.session)
+        expected = _guess(order, total) | last
+        if lack := _lack_of_room(desk, expected, largest):
+            raise lack
+    return expected
+
+
+def _guess(order: Order, tables: int) -> dict[Format, int]:
+    return {f: int(tables * _SHARE[f]) for f in order.formats}
+
+
+def _last(desk: Desk, order: Order, now: DatabaseInfo) -> dict[Format, int]:
+    """Return the bytes of the files of this database's last backup, scaled to its size *now*."""
     for backup in desk.store.backups():
         last = backup.info
         if last and (last.database.name, last.database.host) == (now.name, now.host):
             growth = now.bytes / max(1, last.database.bytes)
             known = {f: last.files.get(f.extension) for f in order.formats}
-            return expected | {f: int(i.bytes * growth) for f, i in known.items() if i}
-    return expected
+            return {f: int(i.bytes * growth) for f, i in known.items() if i}
+    return {}
 
 
-def _refuse_without_room(desk: Desk, order: Order, expected: dict[Format, int], tables: list[Table]) -> None:
+def _lack_of_room(desk: Desk, expected: dict[Format, int], largest: int) -> Failed | None:
+    """Return what is to be said where the files, or the *largest* table of a tar on its way, do not fit."""
     folder = desk.store.folder
     needed = int(sum(expected.values()) * _MARGIN) + _SMALLEST_ROOM
     if (free := desk.machine.free(folder)) < needed:
-        raise Failed(
+        return Failed(
             f"{folder} has {size(free)} free; the backup is expected to take {size(needed)}.",
             hint="make room, or take fewer formats: --formats dump",
         )
     # pg_dump puts each table of a tar there first, and does not ask TMPDIR.
-    largest = max((t.bytes for t in tables), default=0)
-    if Format.TAR in order.formats and (free := desk.machine.free(_TAR_TEMPORARY)) < largest:
-        raise Failed(
+    if Format.TAR in expected and (free := desk.machine.free(_TAR_TEMPORARY)) < largest:
+        return Failed(
             f"{_TAR_TEMPORARY} has {size(free)} free; for .tar pg_dump puts each table there first, up to "
             f"{size(largest)}.",
             hint=f"make room in {_TAR_TEMPORARY}, or leave .tar out: --formats dump,sql,sql.gz",
         )
+    return None
 
 
 @contextmanager

@@ -61,17 +61,23 @@ select json_build_object(
 from pg_database d where d.datname = current_database()
 """
 # What belongs to an extension is the extension's to make again, its rows too.
-_TABLES = """
-select coalesce(json_agg(json_build_object(
-  'table', n.nspname || '.' || c.relname,
-  'bytes', pg_relation_size(c.oid) + case when c.reltoastrelid <> 0 then pg_relation_size(c.reltoastrelid) else 0 end,
-  'readable', has_table_privilege(c.oid, 'SELECT') and has_schema_privilege(n.oid, 'USAGE'),
-  'hidden', row_security_active(c.oid))), '[]')
+_DUMPED = """
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where c.relkind = 'r' and c.relpersistence <> 't'
   and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'
   and not exists (select from pg_depend e where e.classid = 'pg_class'::regclass
     and e.objid = c.oid and e.deptype = 'e')
+"""
+_TABLES = f"""
+select coalesce(json_agg(json_build_object(
+  'table', n.nspname || '.' || c.relname,
+  'readable', has_table_privilege(c.oid, 'SELECT') and has_schema_privilege(n.oid, 'USAGE'),
+  'hidden', row_security_active(c.oid))), '[]')
+{_DUMPED}"""
+_TABLE_BYTES = f"""
+select json_build_array(coalesce(sum(bytes), 0), coalesce(max(bytes), 0)) from (
+  select pg_relation_size(c.oid) + case when c.reltoastrelid <> 0 then pg_relation_size(c.reltoastrelid) else 0 end
+  {_DUMPED}) t(bytes)
 """
 # Not an extension's, not the schema public, not what every database is born with.
 _OBJECTS = """
@@ -93,15 +99,13 @@ where not exists (select from pg_depend e
     select from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.oid = o.oid and n.nspname not like 'pg\\_%'))
 """
-_TABLE_NAMES = """
+_TABLE_NAMES = f"""
 select coalesce(json_agg(json_build_array(n.nspname, c.relname,
   has_table_privilege(c.oid, 'SELECT') and has_schema_privilege(n.oid, 'USAGE'))), '[]')
-from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where c.relkind = 'r' and c.relpersistence <> 't'
-  and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'
-  and not exists (select from pg_depend e where e.classid = 'pg_class'::regclass
-    and e.objid = c.oid and e.deptype = 'e')
-"""
+{_DUMPED}"""
+_LEDGER_TABLES = f"""
+select coalesce(json_agg(json_build_array(n.nspname, c.relname) order by n.nspname), '[]')
+{_DUMPED} and c.relname in ({{names}})"""
 # ONLY: a table that others inherit from has their rows in its dump as little as here.
 _CHECK_ROWS = """
 declare
@@ -259,7 +263,6 @@ class Table:
     """A table whose rows a dump holds; *hidden* if row-level security hides some from this user."""
 
     table: str
-    bytes: int
     readable: bool
     hidden: bool
 
@@ -305,7 +308,7 @@ def server(session: Session) -> Server:
 def export_snapshot(session: Session, lock_timeout: int) -> str:
     """Begin the transaction that every dump of a backup looks through; return its snapshot's name.
 
-    What is asked in it waits *lock_timeout* seconds for a lock (0: for ever): even a table's size asks for one.
+    What is asked in it waits *lock_timeout* seconds for a lock (0: for ever): what a table's size and its rows need.
     """
     session.ask("begin isolation level repeatable read, read only")
     session.ask(f"set local lock_timeout = '{lock_timeout}s'")
@@ -333,6 +336,12 @@ def tables(session: Session) -> list[Table]:
     return [Table(**row) for row in answer(session, _TABLES)]
 
 
+def table_bytes(session: Session) -> tuple[int, int]:
+    """Return the bytes of all tables a dump will hold, and of the largest; it looks at each, and waits for its lock."""
+    total, largest = answer(session, _TABLE_BYTES)
+    return int(total), int(largest)
+
+
 def size(session: Session) -> int:
     """Return the bytes the database takes on its server's disk."""
     return int(session.ask("select pg_database_size(current_database())"))
@@ -343,14 +352,10 @@ def count_objects(session: Session) -> int:
     return int(session.ask(_OBJECTS))
 
 
-def table_names(session: Session) -> list[str]:
-    """Return the tables a dump will hold, by `schema.table`; unlike tables() it waits for nobody's lock."""
-    return [f"{schema}.{table}" for schema, table, _ in answer(session, _TABLE_NAMES)]
-
-
 def migrations(session: Session) -> list[str] | None:
     """Return the names of the migrations applied, from whichever ledger is there; None without one."""
-    present = {name: schema for schema, name, _ in answer(session, _TABLE_NAMES)}
+    names = ", ".join(literal(table) for table in LEDGERS)
+    present = {name: schema for schema, name in answer(session, _LEDGER_TABLES.format(names=names))}
     for table, name, order, condition in _LEDGERS:
         if table in present:
             place = f"{identifier(present[table])}.{identifier(table)}"

@@ -19,7 +19,7 @@ _LOOK = 0.1
 class Crew:
     """Threads for a machine's long verbs; leaving the block early cancels them and waits for their end."""
 
-    def __init__(self, machine: Machine, size: int = 4) -> None:
+    def __init__(self, machine: Machine, size: int = 5) -> None:
         self._machine = machine
         self._executor = ThreadPoolExecutor(size)
 

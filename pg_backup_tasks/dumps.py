@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -19,6 +20,17 @@ from .store import Staging
 _LOOK = 0.1
 
 
+@contextmanager
+def dumping(
+    desk: Desk, formats: tuple[Format, ...], connection: Connection, staging: Staging, snapshot: str
+) -> Iterator[Dumps]:
+    """Write the dumps of *snapshot* for this block, which is to call `finish`; whatever is still at work then ends."""
+    dumps = Dumps(desk, formats, connection, staging, snapshot)
+    with Crew(desk.machine) as crew, ExitStack() as running:
+        dumps.begin(crew, running)
+        yield dumps
+
+
 @dataclass
 class Dumps:
     """The dumps of one backup while they are made."""
@@ -30,24 +42,27 @@ class Dumps:
     snapshot: str
     jobs: dict[Format, Job] = field(default_factory=dict)
     checks: dict[Format, Future[Examined]] = field(default_factory=dict)
+    listings: list[Future[None]] = field(default_factory=list)
     derived: Future[Derived] | None = None
 
-    def make(self, expected: dict[Format, int]) -> tuple[dict[Format, Digest], dict[str, int]]:
-        """Write every format; return the files' digests and the rows of each table.
+    def begin(self, crew: Crew, running: ExitStack) -> None:
+        """Start the dumps, and what reads them while they are written.
 
         The custom archive is read while pg_dump writes it: the SQL formats come from what pg_restore prints of
         it. That proves it readable, and the server is asked for the data once less.
         """
-        machine = self.desk.machine
-        with Crew(machine) as crew, ExitStack() as running:
-            for format_ in self._archives():
-                self.jobs[format_] = running.enter_context(machine.start(self._pg_dump(format_)))
-            if self._sql_formats():
-                self.derived = crew.submit(self._derive)
-            for format_ in self.jobs:
-                self.checks[format_] = crew.submit(self._check, format_)
-            self._watch(expected)
-            return self._results()
+        for format_ in self._archives():
+            self.jobs[format_] = running.enter_context(self.desk.machine.start(self._pg_dump(format_)))
+        if self._sql_formats():
+            self.derived = crew.submit(self._derive)
+        for format_ in self.jobs:
+            self.checks[format_] = crew.submit(self._check, format_)
+            self.listings.append(crew.submit(self._list, format_))
+
+    def finish(self, expected: dict[Format, int]) -> tuple[dict[Format, Digest], dict[str, int]]:
+        """Wait for every format, of *expected* bytes; return the files' digests and the rows of each table."""
+        self._watch(expected)
+        return self._results()
 
     def _archives(self) -> list[Format]:
         wanted = [f for f in self.formats if f.is_archive]
@@ -88,20 +103,31 @@ class Dumps:
         )
 
     def _check(self, format_: Format) -> Examined:
-        """Read an archive to its end, where SQL made of it has not done that already; let pg_restore list it."""
+        """Read an archive to its end, where SQL made of it has not done that already."""
         machine, path, job = self.desk.machine, self._path(format_), self.jobs[format_]
-        if format_ is Format.DUMP and self.derived:
+        if self._is_read_by_pg_restore(format_):
             job.wait()
-            examined = Examined(machine.digest(path))
-        else:
-            examined = machine.examine(path, format_, self._codec, job, postgres.print_sql(self.connection.tools))
-        if not examined.problem:
-            self._list(format_, job)
-        return examined
+            return Examined(machine.digest(path))
+        return machine.examine(path, format_, self._codec, job, postgres.print_sql(self.connection.tools))
+
+    def _is_read_by_pg_restore(self, format_: Format) -> bool:
+        return format_ is Format.DUMP and self.derived is not None
+
+    def _list(self, format_: Format) -> None:
+        """Let pg_restore itself accept the finished archive's table of contents; keep what pg_dump warned of."""
+        done = self.jobs[format_].wait()
+        if said := done.err.strip():
+            self.desk.report.note(f"pg_dump {format_.extension}: {said}")
+        if done.code or self._is_read_by_pg_restore(format_):
+            return
+        command = postgres.list_archive(self.connection.tools, self._path(format_))
+        listed = self.desk.machine.run(command)
+        if listed.code:
+            raise CommandError(command, listed)
 
     def _watch(self, expected: dict[Format, int]) -> None:
         """Wait for everything, showing progress; return early if something has failed."""
-        pending: set[Future[Any]] = set(self.checks.values())
+        pending: set[Future[Any]] = {*self.checks.values(), *self.listings}
         if self.derived:
             pending.add(self.derived)
         paths = {f.extension: self._path(f) for f in self.formats}
@@ -131,6 +157,8 @@ class Dumps:
             rows = derived.rows
             found = {Format.SQL: derived.plain, Format.SQL_GZ: derived.packed}
             digests |= {f: d for f, d in found.items() if d}
+        for listing in self.listings:
+            listing.result()
         for format_, check in self.checks.items():
             examined = check.result()
             if examined.problem:
@@ -141,12 +169,3 @@ class Dumps:
             digests[format_] = examined.digest
         # The order files are published and listed in, the same for every backup.
         return {f: digests[f] for f in self.formats}, rows or {}
-
-    def _list(self, format_: Format, job: Job) -> None:
-        """Let pg_restore itself accept the finished archive's table of contents; keep what pg_dump warned of."""
-        if said := job.wait().err.strip():
-            self.desk.report.note(f"pg_dump {format_.extension}: {said}")
-        command = postgres.list_archive(self.connection.tools, self._path(format_))
-        done = self.desk.machine.run(command)
-        if done.code:
-            raise CommandError(command, done)

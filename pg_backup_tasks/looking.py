@@ -152,7 +152,9 @@ class Looker:
     def _lost(self, connection: Connection) -> list[str]:
         """Return the tables the backup lacks, as far as it says which it has."""
         tables = self.dump.tables
-        return sorted(set(catalog.table_names(connection.session)) - tables) if tables or self.dump.items else []
+        if not tables and not self.dump.items:
+            return []
+        return sorted({t.table for t in catalog.tables(connection.session)} - tables)
 
     def _refuse_what_is_there(self, objects: int, present: Present) -> None:
         name = self.database.name
