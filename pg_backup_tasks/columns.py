@@ -77,6 +77,8 @@ def _styled(line: str, style: Style, coloured: bool) -> str:
 
 
 def _fit(text: str, width: int, to_the_right: bool) -> str:
+    if text.isascii() and len(text) <= width:
+        return text.rjust(width) if to_the_right else text.ljust(width)
     taken = cells(text)
     if taken > width:
         text = _cut(text, width - 1)

@@ -25,6 +25,7 @@ from .sqltext import SqlDump
 # How many at a time remove files, and for how many that is worth it.
 _REMOVERS = 8
 _WORTH_SHARING = 1000
+_SMALL = 1 << 16
 
 
 class Here:
@@ -182,13 +183,16 @@ class Here:
 
     # Files
 
-    def entries(self, folder: str, starting: str = "") -> list[Entry] | None:
+    def entries(self, folder: str, starting: str = "", holding: str = "") -> list[Entry] | None:
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             return None
         try:
-            return [_entry(name, descriptor) for name in os.listdir(descriptor) if name.startswith(starting)]
+            names = os.listdir(descriptor)
+            if starting or holding:
+                names = [n for n in names if n.startswith(starting) and holding in n[len(starting) :]]
+            return [_entry(name, descriptor) for name in names]
         finally:
             os.close(descriptor)
 
@@ -197,10 +201,14 @@ class Here:
 
     def read(self, path: str) -> bytes | None:
         try:
-            with open(path, "rb", buffering=0) as file:
-                return file.read()
+            # Half of open's time, for shelves of many thousands.
+            descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
+        try:
+            return b"".join(iter(lambda: os.read(descriptor, _SMALL), b""))
+        finally:
+            os.close(descriptor)
 
     def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
         return [self.read(path) for path in paths]

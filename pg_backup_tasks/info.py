@@ -85,6 +85,9 @@ class _Version(msgspec.Struct, frozen=True, gc=False):
     version: int
 
 
+_DECODER = msgspec.json.Decoder(Info)
+
+
 def encode(info: Info) -> bytes:
     """Return the document as indented JSON, ending in a newline."""
     return msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n"
@@ -93,7 +96,7 @@ def encode(info: Info) -> bytes:
 def decode(raw: bytes) -> Info | None:
     """Return the document, or None where *raw* is another tool's `.info` or is damaged."""
     try:
-        info = msgspec.json.decode(raw, type=Info)
+        info: Info = _DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return info if info.version == VERSION else None

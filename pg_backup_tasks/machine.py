@@ -203,8 +203,8 @@ class Machine(Protocol):
         """Return (folder, version text) for each set of PostgreSQL's client tools; *extra* folders first."""
         ...
 
-    def entries(self, folder: str, starting: str = "") -> list[Entry] | None:
-        """Return what is in *folder* under names *starting* so, None if there is no such folder."""
+    def entries(self, folder: str, starting: str = "", holding: str = "") -> list[Entry] | None:
+        """Return what is in *folder* under names *starting* so, and *holding* that behind it; None without a folder."""
         ...
 
     def sizes(self, paths: Sequence[str]) -> list[int]:

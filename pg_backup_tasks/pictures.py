@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import columns
 from .columns import Row, Style
-from .model import Format
+from .model import ALL_FORMATS
 from .retention import NOT_WHOLE
 from .units import duration, listed, short_age, size
 
@@ -123,10 +123,10 @@ def _database(backup: Backup) -> str:
 
 
 def _files(backup: Backup) -> str:
-    lacking = [f.value for f in Format if f not in backup.sizes]
-    if len(lacking) == 1:
-        return f"no {lacking[0]}"
-    return " ".join(f.value for f in backup.sizes) if lacking else f"all {len(Format)}"
+    if len(backup.sizes) == len(ALL_FORMATS):
+        return f"all {len(ALL_FORMATS)}"
+    lacking = [f.value for f in ALL_FORMATS if f not in backup.sizes]
+    return f"no {lacking[0]}" if len(lacking) == 1 else " ".join(f.value for f in backup.sizes)
 
 
 def sizes(backup: Backup) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import getpass
 import os
 import re
@@ -204,7 +205,7 @@ def _telling(c: Context, *, json: bool, quiet: bool) -> Iterator[tuple[Settings,
 
     report = Report(as_json=json, quiet=quiet)
     try:
-        with interruptible():
+        with interruptible(), _rarely_collecting():
             _refuse_stray_words()
             prefix = settings_.FABRICS if _is_fabrics(c) else settings_.PREFIX
             settings = settings_.load(c.config.get("db", {}), os.environ, Path.cwd(), prefix)
@@ -232,6 +233,19 @@ def _telling(c: Context, *, json: bool, quiet: bool) -> Iterator[tuple[Settings,
         raise Exit(code=1) from None
     finally:
         report.flush()
+
+
+@contextmanager
+def _rarely_collecting() -> Iterator[None]:
+    """Look for garbage in cycles a hundred times less often: a shelf of thousands is all needed to the end."""
+    usual = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100 * usual[0], *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()
 
 
 def _refuse_stray_words() -> None:

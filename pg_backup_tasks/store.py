@@ -27,6 +27,7 @@ _REMOVING = ".removing"
 _IN_USE = ".in_use_"
 _MOST_LINKS = 8
 _FORMATS = tuple((f, f.extension) for f in Format)
+_BY_ENDING = {extension[1:]: extension for extension in EXTENSIONS}
 # Clocks of two machines differ; what is dated later than that is not the latest of anything.
 _SKEW = timedelta(hours=1)
 _LATEST = re.compile(r"backup_(?P<type>[a-z0-9_]+)_latest(?P<extension>\.(?:dump|tar|sql|sql\.gz|info))")
@@ -61,8 +62,11 @@ class Backup:
         """Whether every file its `.info` names is there in its size; for an old script's, whether any is."""
         if self.info is None:
             return self.has_info and not self.damaged and bool(self.sizes)
-        files = self.info.files
-        return all(e not in files or self.sizes.get(f) == files[e].bytes for f, e in _FORMATS)
+        files, sizes = self.info.files, self.sizes
+        for format_, extension in _FORMATS:
+            if extension in files and files[extension].bytes != sizes.get(format_):
+                return False
+        return True
 
     @property
     def missing(self) -> list[str]:
@@ -106,12 +110,12 @@ class Store:
 
     def backups(self, type_: str | None = None) -> list[Backup]:
         """Return the backups in the folder, newest first, perhaps of one type only."""
-        found: dict[str, dict[str, Entry]] = {}
-        for entry in self._entries():
+        found: dict[str, dict[str, int]] = {}
+        for filename, bytes_, _, is_file in self._entries():
             # A name has no dot in it; the files of one are parsed once.
-            stem, dot, ending = entry.name.partition(".")
-            if entry.is_file and dot + ending in EXTENSIONS:
-                found.setdefault(stem, {})[dot + ending] = entry
+            stem, _, ending = filename.partition(".")
+            if is_file and (extension := _BY_ENDING.get(ending)):
+                found.setdefault(stem, {})[extension] = bytes_
         parsed = ((BackupName.parse(stem), files) for stem, files in found.items())
         groups = {name: files for name, files in parsed if name and type_ in (None, name.type)}
         names = sorted(groups, key=BY_TIME, reverse=True)
@@ -167,8 +171,8 @@ class Store:
         parsed = BackupName.parse(name)
         return next((b for b in self.backups(parsed.type) if b.name == name), None) if parsed else None
 
-    def _entries(self, starting: str = "") -> list[Entry]:
-        return self.machine.entries(self.folder, starting) or []
+    def _entries(self, starting: str = "", holding: str = "") -> list[Entry]:
+        return self.machine.entries(self.folder, starting, holding) or []
 
     def some(self) -> list[Backup]:
         """Return every backup. Raises Refused where there is none."""
@@ -220,7 +224,7 @@ class Store:
             return self._foreign(folder, entry)
         name, extension = parsed
         files = {ext: entries.get(f"{name}{ext}") for ext in _extensions()}
-        ours = {ext: file for ext, file in files.items() if file and file.is_file}
+        ours = {ext: file.bytes for ext, file in files.items() if file and file.is_file}
         (raw,) = self._infos([f"{folder}/{name}{INFO}"]) if INFO in ours else (None,)
         return self._backup(name, ours, raw, folder, _format(extension))
 
@@ -233,7 +237,7 @@ class Store:
     def _backup(
         self,
         name: BackupName,
-        files: dict[str, Entry],
+        files: dict[str, int],
         raw: bytes | None,
         folder: str | None = None,
         chosen: Format | None = None,
@@ -244,7 +248,7 @@ class Store:
             folder=folder or self.folder,
             type=name.type,
             created_at=name.at,
-            sizes={f: files[extension].bytes for f, extension in _FORMATS if extension in files},
+            sizes={f: files[extension] for f, extension in _FORMATS if extension in files},
             # One that went away between two looks is not there.
             has_info=raw is not None,
             info=info,
@@ -259,8 +263,7 @@ class Store:
         while True:
             now = clock().astimezone(UTC).replace(microsecond=0)
             name = BackupName(now, type_)
-            taken = (f"{name}.", f"{PARTIAL}{name}")
-            if not any(e.name.startswith(taken) for e in self._entries()):
+            if not self._entries(f"{name}.") and not self._entries(f"{PARTIAL}{name}"):
                 return name
             sleep(max(0.01, (now + timedelta(seconds=1) - clock()).total_seconds()))
 
@@ -383,12 +386,10 @@ class Store:
 
     def _redirect(self, gone: set[str]) -> None:
         """Let every link to the latest backup of a type point at one that is there and stays, or be gone."""
-        entries = self._entries("backup_")
-        there = {e.name for e in entries if e.is_file}
         stale: dict[str, list[str]] = {}
-        for entry in entries:
+        for entry in self._entries("backup_", "_latest."):
             link = _LATEST.fullmatch(entry.name) if entry.target is not None else None
-            if link and self._is_stale(entry.target or "", there, gone):
+            if link and self._is_stale(entry.target or "", gone):
                 stale.setdefault(link["type"], []).append(link["extension"])
         steps: list[tuple[str, ...]] = []
         for type_, extensions in stale.items():
@@ -400,7 +401,7 @@ class Store:
         if steps:
             self.machine.publish(steps)
 
-    def _is_stale(self, target: str, there: set[str], gone: set[str]) -> bool:
+    def _is_stale(self, target: str, gone: set[str]) -> bool:
         """Whether a link has, or is about to have, nothing at its end. However it says where: only ours are judged."""
         file = PurePosixPath(target).name
         parsed = split_file(file)
@@ -408,8 +409,8 @@ class Store:
             return False
         if str(parsed[0]) in gone:
             return True
-        # It may lead to another folder.
-        return file not in there and not self.machine.sizes([str(PurePosixPath(self.folder) / target)])[0]
+        # It may lead to another folder; an empty file is no dump.
+        return not self.machine.sizes([str(PurePosixPath(self.folder) / target)])[0]
 
 
 @dataclass(frozen=True)

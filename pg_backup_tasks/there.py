@@ -291,8 +291,8 @@ class There:
 
     # Files
 
-    def entries(self, folder: str, starting: str = "") -> list[Entry] | None:
-        done = self._ask(posix.ENTRIES, folder, starting, good=(0, 3))
+    def entries(self, folder: str, starting: str = "", holding: str = "") -> list[Entry] | None:
+        done = self._ask(posix.ENTRIES, folder, starting, holding, good=(0, 3))
         if done.code:
             return None
         *words, listing = done.out.split("\0")

@@ -434,7 +434,7 @@ class Replayed:
     def alive(self, who: str) -> Any:
         return self._step("alive", who)
 
-    def entries(self, _folder: str, _starting: str) -> Any:
+    def entries(self, _folder: str, _starting: str, _holding: str = "") -> Any:
         return self._step("entries")
 
     def inside(self, what: str) -> Any:

@@ -235,7 +235,7 @@ class Memory:
     def __init__(self, files: set[str]) -> None:
         self._files = files
 
-    def entries(self, folder: str, starting: str) -> list[Entry]:
+    def entries(self, folder: str, starting: str, holding: str) -> list[Entry]:
         return [Entry(name, 1) for name in self._files if name.startswith(starting)]
 
     def read_all(self, paths: list[str]) -> list[bytes]:
