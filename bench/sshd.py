@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,14 +59,21 @@ def running_sshd(
     path: str = "",
     zone: str = "",
     more: str = "",
+    certify: Sequence[str] = (),
 ) -> Iterator[Sshd]:
     """Run an sshd of our own in *folder*, which lets *user* in (else whoever we are).
 
     It listens at *address*, perhaps in a network *namespace*; its sessions have *path* for PATH, and a time *zone*;
-    *more* is what else its configuration says.
+    *more* is what else its configuration says. With *certify*, arguments for `ssh-keygen -s`, the authority `ca` in its
+    folder vouches for its key.
     """
     for name in ("host", "key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    if certify:
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "ca")], check=True)
+        signing = ("ssh-keygen", "-q", "-s", str(folder / "ca"), "-I", "far", "-h", *certify, str(folder / "host.pub"))
+        subprocess.run(signing, check=True)
+        more += f"HostCertificate {folder}/host-cert.pub\n"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         sshd = Sshd(folder, probe.getsockname()[1], user or getpass.getuser(), address)

@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,6 +47,7 @@ _QUICK = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 # What paramiko says when its patience is over.
 _NO_ANSWER, _NO_HANDSHAKE = "Authentication timeout.", "No existing session"
 _PRIVATE, _OPENSSH, _CERTIFIED = "-----BEGIN ", b"openssh-key-v1\0", "-cert-"
+_CERTIFICATES = "-cert-v01@openssh.com"
 _RSA = ("rsa-sha2-512", "rsa-sha2-256")
 
 # Whatever is wrong is told by us, in a sentence.
@@ -256,10 +257,10 @@ def connect(
         raise Refused(f"ProxyJump of {name} leads round in a circle.", hint=f"ssh -G {name} says what it is")
     route = openssh.route(name, config)
     via: fabric.Connection | None = None
-    for jump in route.jumps:
+    for place, jump in enumerate(route.jumps):
         # The way to the first is its own configuration's affair; to each other one it leads through the one before.
         if via:
-            via = _open(openssh.route(jump, config), via, patience, ask, {})
+            via = _open(openssh.route(jump, config), via, patience, ask, {}, route.jumps[:place])
         else:
             via = connect(jump, config=config, patience=patience, ask=ask, given={}, jumps=jumps + 1)
     return _open(route, via, patience, ask, _said_by_hand(route, given))
@@ -274,9 +275,14 @@ def _said_by_hand(route: Route, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open(
-    route: Route, via: fabric.Connection | None, patience: int, ask: AskSecret, given: dict[str, Any]
+    route: Route,
+    via: fabric.Connection | None,
+    patience: int,
+    ask: AskSecret,
+    given: dict[str, Any],
+    jumps: Sequence[str] = (),
 ) -> fabric.Connection:
-    known = openssh.known_keys(route)
+    known = openssh.known_keys(route, jumps)
     given = dict(given)
     seconds = given.pop("timeout", 0) or route.patience or patience
     passphrase = given.get("passphrase")
@@ -352,7 +358,7 @@ class _Transports:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         transport = paramiko.Transport(_Buffered(sock), **options)
         wanted = transport.get_security_options()
-        known = {kind for kind, _ in self._known.good}
+        known = self._known.kinds
         kinds = [k for k in wanted.key_types if k in known or (k in _RSA and "ssh-rsa" in known)]
         wanted.key_types = (*kinds, *(k for k in wanted.key_types if k not in kinds))
         allowed = [c for c in wanted.ciphers if c in self._route.ciphers] or list(wanted.ciphers)
@@ -395,17 +401,12 @@ class _OnlyKnown(paramiko.MissingHostKeyPolicy):
         route, known = self._route, self._known
         if key.get_base64() in known.revoked:
             raise Unreachable(f"The host key of {route} is marked as revoked.", hint="ask whoever runs the host")
-        if (key.get_name(), key.get_base64()) in known.good:
+        if (key.get_name(), key.get_base64()) in known.good or (known.vouched and _is_or_certifies(known.vouched, key)):
             return
         if known.good:
             raise Unreachable(
                 f"The host key of {route} is another than the known one: somebody may be in between.",
                 hint=f"ask whoever runs it; if it was changed: ssh-keygen -R '{route.known_as}', then ssh {route.name}",
-            )
-        if known.by_authority:
-            raise Unreachable(
-                f"The host key of {route} is unknown by itself: what an authority vouches for is not enough here.",
-                hint=f"the key itself in known_hosts ({key.get_name()} {key.fingerprint})",
             )
         raise Unreachable(
             f"The host key of {route} is unknown ({key.get_name()} {key.fingerprint}).",
@@ -470,7 +471,7 @@ class _Keys(AuthStrategy):
 
     def _ways(self, key: PKey, certificates: list[PublicBlob]) -> Iterator[_Key]:
         for certificate in certificates:
-            if _certifies(certificate, key):
+            if _certifies(certificate.key_blob, key):
                 yield _Key(self._route.user, key, certificate)
         yield _Key(self._route.user, key, None)
 
@@ -529,8 +530,14 @@ def _certificate(path: str) -> PublicBlob | None:
     return None
 
 
-def _certifies(certificate: PublicBlob, key: PKey) -> bool:
+def _is_or_certifies(blob: bytes, key: PKey) -> bool:
+    """Whether *blob* is that key, or a certificate of it."""
+    return blob == key.asbytes() or _certifies(blob, key)
+
+
+def _certifies(certificate: bytes, key: PKey) -> bool:
     # After its kind and a nonce, a certificate goes on as the key does after its kind (PROTOCOL.certkeys).
-    signed, plain = paramiko.Message(certificate.key_blob), paramiko.Message(key.asbytes())
-    signed.get_string(), signed.get_string(), plain.get_string()
-    return bytes(signed.get_remainder()).startswith(plain.get_remainder())
+    signed, plain = paramiko.Message(certificate), paramiko.Message(key.asbytes())
+    kind, _, plain_kind = signed.get_text(), signed.get_string(), plain.get_text()
+    same = kind == f"{plain_kind.removesuffix('@openssh.com')}{_CERTIFICATES}"
+    return same and bytes(signed.get_remainder()).startswith(plain.get_remainder())

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import vouching
 from .errors import Refused, Unreachable
 
 _NONE = frozenset({"", "none"})
@@ -50,6 +51,7 @@ class Route:
     patience: int
     family: socket.AddressFamily
     bound_to: str
+    config: str
 
     def __str__(self) -> str:
         place = f"{self.host}:{self.port}"
@@ -60,12 +62,17 @@ class Route:
 class KnownKeys:
     """The host keys that are known under one name, (type, base64) each, and those that are revoked.
 
-    *by_authority* is whether OpenSSH would take any that a certain authority vouches for, which we cannot judge.
+    *vouched* is one that OpenSSH lets in though it does not stand there, as SSH writes keys and certificates.
     """
 
     good: frozenset[tuple[str, str]]
     revoked: frozenset[str]
-    by_authority: bool
+    vouched: bytes | None = None
+
+    @property
+    def kinds(self) -> set[str]:
+        """The types of the keys that would be let in."""
+        return {kind for kind, _ in self.good} | ({vouching.kind(self.vouched)} if self.vouched else set())
 
 
 def at(name: str, user: str = "", port: str = "") -> str:
@@ -97,7 +104,7 @@ def route(name: str, config: str = "") -> Route:
     if not name or name.startswith("-") or re.search(r"[\s\x00-\x1f\x7f]", name):
         raise Refused(f"{name!r} is no host.", hint="--host NAME, as in `ssh NAME`")
     said: dict[str, list[str]] = {}
-    for line in _ask("ssh", *(("-F", config) if config else ()), "-G", *_destination(name)).splitlines():
+    for line in _ask("ssh", *_configured(config), "-G", *_destination(name)).splitlines():
         key, _, value = line.partition(" ")
         said.setdefault(key.lower(), []).append(value)
 
@@ -134,11 +141,20 @@ def route(name: str, config: str = "") -> Route:
         patience=int(one("connecttimeout")) if one("connecttimeout").isdecimal() else 0,
         family=_FAMILIES.get(one("addressfamily"), socket.AF_UNSPEC),
         bound_to="" if one("bindaddress") in ("", "*") else one("bindaddress"),
+        config=config,
     )
 
 
-def known_keys(route: Route) -> KnownKeys:
-    """Return the host keys that OpenSSH knows for a host, hashed names and patterns included."""
+def _configured(config: str) -> tuple[str, ...]:
+    return ("-F", config) if config else ()
+
+
+def known_keys(route: Route, via: Sequence[str] = ()) -> KnownKeys:
+    """Return the host keys that OpenSSH knows for a host, hashed names and patterns included.
+
+    Where none stands there, or an authority may vouch for one, OpenSSH itself is asked which it lets in; *via* are the
+    hosts that lead to this one, if its own configuration does not say so.
+    """
     good, revoked, by_authority = set(), set(), False
     for file in filter(os.path.isfile, route.known_hosts):
         found = _ask("ssh-keygen", "-F", route.known_as, "-f", file, good=(0, 1))
@@ -152,7 +168,13 @@ def known_keys(route: Route) -> KnownKeys:
                 by_authority = True
             elif not words[0].startswith("@") and len(words) > 2:
                 good.add((words[1], words[2]))
-    return KnownKeys(frozenset(good), frozenset(revoked), by_authority)
+    vouched = _vouched(route, via) if by_authority or not good else None
+    return KnownKeys(frozenset(good), frozenset(revoked), vouched)
+
+
+def _vouched(route: Route, via: Sequence[str]) -> bytes | None:
+    jumps = ("-J", ",".join(via)) if via else ()
+    return vouching.accepted((*_configured(route.config), *jumps), _destination(route.name))
 
 
 def dial(route: Route, patience: float) -> socket.socket:

@@ -90,7 +90,64 @@ def test_a_key_that_is_known_for_something_else(sshd: Sshd, tmp_path: Path, mark
     known = (sshd.folder / "known_hosts").read_text()
     (tmp_path / "known").write_text(f"{mark} {known}" + (known if mark == "@revoked" else ""))
     with configured(sshd, sshd.words(HOST, sshd.port, UserKnownHostsFile=str(tmp_path / "known"))) as c:
-        assert ("is marked as revoked" if mark == "@revoked" else "is unknown by itself") in refused(c)
+        assert ("is marked as revoked" if mark == "@revoked" else "is unknown (") in refused(c)
+
+
+@contextmanager
+def by_authority(folder: Path, names: str, *certify: str) -> Iterator[Sshd]:
+    """Run an sshd whose key is known by nothing but the authority that has signed it, which is known for *names*."""
+    with an_sshd(certify=certify) as sshd:
+        kind, key, *_ = (sshd.folder / "ca.pub").read_text().split()
+        known = folder / "known"
+        known.write_text(f"@cert-authority {names.format(port=sshd.port)} {kind} {key}\n")
+        (sshd.folder / "ssh_config").write_text(sshd.words(HOST, sshd.port, UserKnownHostsFile=str(known)))
+        yield sshd
+
+
+@pytest.mark.parametrize("names", ["[127.0.0.1]:{port}", "127.*", "*"])
+def test_a_key_that_an_authority_vouches_for(tmp_path: Path, names: str) -> None:
+    with by_authority(tmp_path, names, "-n", "127.0.0.1") as sshd:
+        assert reached(sshd.config) == "hello"
+
+
+def test_a_key_that_an_authority_vouches_for_beside_another_that_is_known(tmp_path: Path) -> None:
+    with by_authority(tmp_path, "*", "-n", "127.0.0.1") as sshd:
+        with (tmp_path / "known").open("a") as known:
+            known.write(f"[127.0.0.1]:{sshd.port} {other_key(tmp_path)}\n")
+        assert reached(sshd.config) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("names", "certify"),
+    [
+        ("other.example.com", ("-n", "127.0.0.1")),
+        ("*", ("-n", "other.example.com")),
+        ("*", ("-n", "127.0.0.1", "-V", "20200101:20210101")),
+        # A newline in what it is called, and the very words with which `ssh -v` takes a key.
+        ("other", ("-n", "127.0.0.1", "-I", "x\ndebug1: Host '127.0.0.1' is known and matches the ED25519 host key.")),
+    ],
+)
+def test_what_an_authority_does_not_vouch_for(tmp_path: Path, names: str, certify: tuple[str, ...]) -> None:
+    with by_authority(tmp_path, names, *certify) as sshd:
+        assert "is unknown (ssh-ed25519 SHA256:" in refused(sshd.config)
+
+
+def test_an_authority_whose_key_is_revoked(tmp_path: Path) -> None:
+    with by_authority(tmp_path, "*", "-n", "127.0.0.1") as sshd:
+        known = tmp_path / "known"
+        known.write_text(known.read_text() + known.read_text().replace("@cert-authority", "@revoked"))
+        assert "is unknown (ssh-ed25519 SHA256:" in refused(sshd.config)
+
+
+def test_an_authority_behind_a_jump(sshd: Sshd, tmp_path: Path) -> None:
+    with by_authority(tmp_path, "*", "-n", "127.0.0.1") as inner:
+        known = {"UserKnownHostsFile": str(tmp_path / "known"), "IdentityFile": str(inner.folder / "key")}
+        words = [sshd.words("hop", sshd.port), sshd.words("inner", inner.port, ProxyJump="hop", **known)]
+        with configured(sshd, "\n".join(words)) as c:
+            assert reached(c, "inner") == "hello"
+        words.append(inner.words("last", inner.port, ProxyJump="hop,inner", **known))
+        with configured(sshd, "\n".join(words)) as c:
+            assert reached(c, "last") == "hello"
 
 
 def test_names_that_are_hashed_patterns_and_aliases(sshd: Sshd, tmp_path: Path) -> None:
