@@ -100,6 +100,9 @@ def psql(server: EmbeddedServer, database: str, *arguments: str) -> str:
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The caller's environment without anything that steers PostgreSQL's tools, Invoke or ours."""
-    steers = ("PG", "INVOKE_", "DATABASE_URL", "DIRECT_URL")
+    """The caller's environment without anything that steers PostgreSQL's tools, Python, Invoke or ours.
+
+    Where Python may not write its bytecode, as in many a container, every start would compile us anew.
+    """
+    steers = ("PG", "INVOKE_", "PYTHON", "DATABASE_URL", "DIRECT_URL")
     return {key: value for key, value in environment.items() if not key.startswith(steers)}
