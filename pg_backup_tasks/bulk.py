@@ -7,8 +7,8 @@ import io
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from isal import isal_zlib
@@ -107,11 +107,15 @@ class Hashing:
         """Return when what has been written is on disk."""
         os.fdatasync(self._file.fileno()) if hasattr(os, "fdatasync") else os.fsync(self._file.fileno())
 
-    def close(self, *, sync: bool = True) -> Digest:
-        if sync:
-            os.fsync(self._file.fileno())
-        self._file.close()
+    @property
+    def digest(self) -> Digest:
+        """The digest of what has been written."""
         return Digest(self._size, self._hash.hexdigest())
+
+    def close(self) -> Digest:
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self.digest
 
     def abandon(self) -> None:
         """Close it without waiting for the disk: nobody wants it any more."""
@@ -203,9 +207,11 @@ class Keeper(threading.Thread):
 
     def _flush(self) -> None:
         while not self._ended.wait(_FLUSH_EVERY):
-            # What goes wrong is told by the last one, which close() waits for.
-            with suppress(OSError):
+            try:
                 self._file.flush()
+            except OSError as error:
+                # It is told but once, and the flush that makes the file last would hear nothing of it.
+                self._error = error
 
     def write(self, data: bytes) -> None:
         if self._error:
@@ -213,11 +219,12 @@ class Keeper(threading.Thread):
         self._queue.put(data)
 
     def close(self) -> Digest:
+        """Return the digest once all is written, most of it on disk and the rest on its way."""
         self._join()
+        self._file.abandon()
         if self._error:
-            self._file.abandon()
             raise self._error
-        return self._file.close(sync=False)
+        return self._file.digest
 
     def abandon(self) -> None:
         """End without waiting for the disk."""
@@ -230,16 +237,15 @@ class Keeper(threading.Thread):
         self._flusher.join()
 
 
-def keep(pieces: Iterable[bytes], path: str) -> Digest:
-    """Write *pieces* into a file; return its digest, most of it on disk and the rest on its way."""
+@contextmanager
+def keeping(path: str) -> Iterator[Keeper]:
+    """Write a file in this block; what has ended early is nobody's to wait for."""
     file = Keeper(path)
     try:
-        for piece in pieces:
-            file.write(piece)
+        yield file
     except BaseException:
         file.abandon()
         raise
-    return file.close()
 
 
 def digest(path: str, cancelled: threading.Event) -> Digest:

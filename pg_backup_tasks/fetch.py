@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from dataclasses import dataclass, replace
 from time import monotonic
 
@@ -134,22 +135,23 @@ def _bring_foreign(far: Desk, home: Desk, chosen: Backup) -> None:
 
 
 def _copy(far: Desk, home: Desk, chosen: Backup, places: dict[Format, str]) -> None:
+    paths = {chosen.path(f): f for f in places}
     expected = {f.extension: chosen.sizes[f] for f in places}
     moved = dict.fromkeys(expected, 0)
     with home.report.gauge(f"Fetching {chosen.name}", expected) as gauge:
-        for format_, place in places.items():
 
-            def progress(count: int, extension: str = format_.extension) -> None:
-                moved[extension] += count
-                gauge.update(moved)
+        def progress(path: str, count: int) -> None:
+            moved[paths[path].extension] += count
+            gauge.update(moved)
 
-            try:
-                came = far.machine.bring(chosen.path(format_), place, progress)
-                _compare(far, chosen, format_, came)
-            except (CommandError, FileNotFoundError):
-                if chosen.folder == far.store.folder and far.store.by_name(chosen.name) is None:
-                    raise _gone(far, chosen) from None
-                raise
+        try:
+            with closing(far.machine.bring({path: places[f] for path, f in paths.items()}, progress)) as coming:
+                for format_, came in zip(places, coming, strict=True):
+                    _compare(far, chosen, format_, came)
+        except (CommandError, FileNotFoundError):
+            if chosen.folder == far.store.folder and far.store.by_name(chosen.name) is None:
+                raise _gone(far, chosen) from None
+            raise
 
 
 def _gone(far: Desk, chosen: Backup) -> Failed:

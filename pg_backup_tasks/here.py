@@ -9,7 +9,7 @@ import shutil
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -78,9 +78,13 @@ class Here:
     def digest(self, path: str) -> Digest:
         return bulk.digest(path, self._cancelled)
 
-    def bring(self, path: str, local: str, progress: Progress) -> Digest:
-        with open(path, "rb", buffering=0) as source:
-            return bulk.keep(bulk.chunks(bulk.Watched(source, progress), self._cancelled), local)
+    def bring(self, files: Mapping[str, str], progress: Callable[[str, int], None]) -> Generator[Digest, None, None]:
+        for path, local in files.items():
+            with open(path, "rb", buffering=0) as source, bulk.keeping(local) as file:
+                for data in bulk.chunks(source, self._cancelled):
+                    file.write(data)
+                    progress(path, len(data))
+            yield file.close()
 
     def derive(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -195,8 +195,11 @@ class Machine(Protocol):
         """Send a dump through psql; psql gets the last words only if the dump came whole."""
         ...
 
-    def bring(self, path: str, local: str, progress: Progress) -> Digest:
-        """Copy a file of that machine to *local* on the one we run on; return its digest; flush() makes it last."""
+    def bring(self, files: Mapping[str, str], progress: Callable[[str, int], None]) -> Generator[Digest, None, None]:
+        """Copy files of that machine, by path, to others on the one we run on; yield their digests as they have come.
+
+        *progress* is told of each path how many bytes more there are; flush() makes the files last.
+        """
         ...
 
     def tools(self, extra: Sequence[str]) -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ import errno
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from functools import cached_property
 from typing import NoReturn
@@ -22,7 +22,6 @@ from .process import PsqlSession
 from .sqltext import SqlDump
 
 _READ_AT_ONCE = 500
-_HANDED_ON = 1 << 20
 _LS = re.compile(r"\S+ +\d+ +\S+ +\S+ +(?P<bytes>\d+) +\S+ +\S+ +\S+ (?P<name>.*)")
 # What the far tools say at the end of a complaint, as errors that this machine would have raised itself.
 _COMPLAINTS = {
@@ -167,17 +166,25 @@ class There:
         size, sha256 = self._ask(posix.DIGEST, path).out.split()
         return Digest(int(size), sha256)
 
-    def bring(self, path: str, local: str, progress: Progress) -> Digest:
-        with self._process(Command(("sh", "-c", 'exec cat <"$1"', "bring", path)), bulk=True) as process:
+    def bring(self, files: Mapping[str, str], progress: Callable[[str, int], None]) -> Generator[Digest, None, None]:
+        paths = [*files]
+        with ExitStack() as stack:
+            process = stack.enter_context(self._poured(paths[0]))
+            for path, following in zip(paths, [*paths[1:], ""], strict=True):
+                with bulk.keeping(files[path]) as file:
+                    for data in _chunks(process.output):
+                        file.write(data)
+                        progress(path, len(data))
+                    # What was cut short is not whole: nothing is to be kept of it.
+                    process.check()
+                    # The line is not to lie idle while the disk ends its work.
+                    if following:
+                        process = stack.enter_context(self._poured(following))
+                yield file.close()
 
-            def pieces() -> Iterator[bytes]:
-                for data in _gathered(_chunks(process.output)):
-                    progress(len(data))
-                    yield data
-                # What was cut short is not whole: nothing is to be kept of it.
-                process.check()
-
-            return bulk.keep(pieces(), local)
+    def _poured(self, path: str) -> FarProcess:
+        """Let a whole file come over the line, as quickly as can be."""
+        return self._process(Command(("sh", "-c", 'exec cat <"$1"', "bring", path)), bulk=True)
 
     def derive(
         self,
@@ -410,19 +417,6 @@ def _chunks(output: FarOutput) -> Iterator[bytes]:
 def _printing(format_: Format) -> Command:
     """Return what prints plain SQL that it is given as standard input."""
     return Command(("gzip", "-dc") if format_ is Format.SQL_GZ else ("cat",))
-
-
-def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield what *pieces* hold in pieces that are worth handing to another thread."""
-    held: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        held.append(piece)
-        size += len(piece)
-        if size >= _HANDED_ON:
-            yield b"".join(held)
-            held, size = [], 0
-    yield b"".join(held)
 
 
 def _codes(said: bytes) -> dict[str, str]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -804,21 +805,25 @@ def test_a_far_run_that_died_holds_nothing(far: Far, folder: Path) -> None:
 def test_a_file_is_brought_whole(machine: Machine, folder: Path) -> None:
     data = secrets.token_bytes(5_000_001)
     (folder / "-a \\b").write_bytes(data)
-    seen: list[int] = []
-    found = machine.bring(f"{folder}/-a \\b", f"{folder}/came", seen.append)
-    assert found == Digest(len(data), hashlib.sha256(data).hexdigest())
+    (folder / "other").write_bytes(data[:70_000])
+    seen: Counter[str] = Counter()
+    files = {f"{folder}/-a \\b": f"{folder}/came", "/dev/null": f"{folder}/empty", f"{folder}/other": f"{folder}/third"}
+    found = [*machine.bring(files, lambda path, count: seen.update({path: count}))]
+    assert found == [Digest(len(d), hashlib.sha256(d).hexdigest()) for d in (data, b"", data[:70_000])]
     assert (folder / "came").read_bytes() == data
     assert (folder / "came").stat().st_mode & 0o777 == 0o600
-    assert sum(seen) == len(data)
-    assert machine.bring("/dev/null", f"{folder}/empty", seen.append) == Digest(0, hashlib.sha256().hexdigest())
+    assert seen == {f"{folder}/-a \\b": len(data), f"{folder}/other": 70_000}
 
 
 def test_a_file_that_cannot_be_brought(machine: Machine, folder: Path) -> None:
+    (folder / "there").write_bytes(b"there")
+    coming = machine.bring({f"{folder}/there": f"{folder}/1", f"{folder}/not there": f"{folder}/2"}, lambda *_: None)
+    assert next(coming).bytes == 5
     with pytest.raises((CommandError, OSError)):
-        machine.bring(f"{folder}/not there", f"{folder}/came", lambda _: None)
+        next(coming)
     (folder / "large").write_bytes(bytes(5_000_000))
     with pytest.raises(OSError, match="No space left"):
-        machine.bring(f"{folder}/large", "/dev/full", lambda _: None)
+        next(machine.bring({f"{folder}/large": "/dev/full"}, lambda *_: None))
 
 
 def test_many_small_files_at_once(machine: Machine, folder: Path) -> None:
