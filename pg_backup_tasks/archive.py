@@ -58,7 +58,6 @@ class Entry(Item):
     """One line of an archive's table of contents; *member* is its file in a tar."""
 
     member: str
-    has_data: bool
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,6 @@ class Contents:
     server_version: str
     dump_version: str
     entries: dict[int, Entry]
-
-    @property
-    def tables(self) -> set[str]:
-        """The tables whose rows the archive holds."""
-        return {e.table for e in self.entries.values() if e.kind == TABLE_DATA}
 
 
 class _Reader:
@@ -170,10 +164,11 @@ class _Reader:
         return raw.decode(self._codec, "surrogateescape") if raw else ""
 
 
-def read_contents(source: Source, codec: str = "utf-8") -> tuple[Contents, _Reader]:
+def read_contents(source: Source, codec: str = "utf-8", *, only_data: bool = False) -> tuple[Contents, _Reader]:
     """Read an archive's table of contents from its first byte on; the reader returned beside it goes on behind it.
 
-    Raises DamagedError, and UnsupportedError for archive versions that are not known here.
+    With *only_data* it has the entries that have data and no others, which takes less time. Raises DamagedError, and
+    UnsupportedError for archive versions that are not known here.
     """
     reader = _Reader(source, codec)
     if reader.exactly(5) != b"PGDMP":
@@ -193,8 +188,8 @@ def read_contents(source: Source, codec: str = "utf-8") -> tuple[Contents, _Read
     entries = {}
     shape = _shape(version)
     for _ in range(_plausible(reader.int())):
-        entry = _entry(reader, shape, kind)
-        entries[entry.id] = entry
+        if entry := _entry(reader, shape, kind, only_data):
+            entries[entry.id] = entry
     contents = Contents(version, compression, database or "", server or "", dumper or "", entries)
     return contents, reader
 
@@ -220,14 +215,16 @@ def _plausible(count: int) -> int:
     return count
 
 
-def _entry(reader: _Reader, shape: Sequence[bool], kind: int) -> Entry:
+def _entry(reader: _Reader, shape: Sequence[bool], kind: int, only_data: bool) -> Entry | None:
     number, has_data, _, _, name, what, _, definition, _, copy, schema, *_, owner, _ = reader.fields(shape)
-    needs = frozenset(map(_id, reader.texts_to_the_last()))
+    needs = reader.texts_to_the_last()
     member = None
     if kind == TAR:
         member = reader.raw()
     else:
         reader.exactly(1 + reader.offset_size)
+    if only_data and not has_data:
+        return None
     text = reader.decoded
     return Entry(
         id=number,
@@ -237,9 +234,8 @@ def _entry(reader: _Reader, shape: Sequence[bool], kind: int) -> Entry:
         owner=text(owner),
         definition=text(definition),
         copy=text(copy),
-        needs=needs,
+        needs=frozenset(map(_id, needs)),
         member=text(member),
-        has_data=has_data != 0,
     )
 
 
@@ -249,12 +245,12 @@ def _id(raw: bytes) -> int:
     return int(raw)
 
 
-def scan_custom(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[str, int]]:
-    """Unpack a whole custom archive; return its contents and the rows of each table dumped with COPY.
+def scan_custom(source: Source, codec: str = "utf-8") -> dict[str, int]:
+    """Unpack a whole custom archive; return the rows of each table dumped with COPY.
 
     Raises DamagedError for anything that does not unpack, or is missing; UnsupportedError as read_contents.
     """
-    contents, reader = read_contents(source, codec)
+    contents, reader = read_contents(source, codec, only_data=True)
     if contents.compression not in (NONE, GZIP):
         raise UnsupportedError(f"compression {contents.compression}")
     rows: dict[str, int] = {}
@@ -273,7 +269,7 @@ def scan_custom(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[st
         except IsalError:  # type: ignore[misc]  # its stub forgets the base class
             raise DamagedError(f"has damaged data for {entry.table}") from None
     _refuse_incomplete(contents, seen)
-    return contents, rows
+    return rows
 
 
 def _chunks(reader: _Reader) -> Iterator[bytes]:
@@ -314,29 +310,28 @@ def _count(chunks: Iterator[bytes]) -> int | None:
 
 def contents(source: Source, format_: Format, codec: str) -> Contents:
     """Return the contents of an archive of either format; raise UnsupportedError for a version we cannot read."""
-    return read_tar_contents(source, codec) if format_ is Format.TAR else read_contents(source, codec)[0]
+    if format_ is Format.TAR:
+        return _tar_contents(source, codec, only_data=False)
+    return read_contents(source, codec)[0]
 
 
-def read_tar_contents(source: Source, codec: str = "utf-8") -> Contents:
-    """Read a tar archive's table of contents, leaving *source* at the members behind it.
-
-    Raises DamagedError and UnsupportedError as read_contents.
-    """
+def _tar_contents(source: Source, codec: str, *, only_data: bool) -> Contents:
+    """Read a tar archive's table of contents, leaving *source* at the members behind it; see read_contents."""
     # tarfile takes a damaged header in the middle for the end, and would believe in gigabytes of extended header.
     member = _next_member(source)
     if member is None or member.name != "toc.dat":
         raise DamagedError("is no tar file of pg_dump's")
-    contents, _ = read_contents(io.BufferedReader(member, CHUNK), codec)
+    contents, _ = read_contents(io.BufferedReader(member, CHUNK), codec, only_data=only_data)
     member.skip()
     return contents
 
 
-def scan_tar(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[str, int]]:
-    """Read a whole tar archive from front to back; return its contents and the rows of each table.
+def scan_tar(source: Source, codec: str = "utf-8") -> dict[str, int]:
+    """Read a whole tar archive from front to back; return the rows of each table.
 
     Raises DamagedError for a truncated or damaged one; UnsupportedError as read_contents.
     """
-    contents = read_tar_contents(source, codec)
+    contents = _tar_contents(source, codec, only_data=True)
     members = {e.member: e for e in contents.entries.values() if e.member}
     rows: dict[str, int] = {}
     seen: set[int] = set()
@@ -350,7 +345,7 @@ def scan_tar(source: Source, codec: str = "utf-8") -> tuple[Contents, dict[str, 
             if count is not None:
                 _add(rows, entry.table, count)
     _refuse_incomplete(contents, seen)
-    return contents, rows
+    return rows
 
 
 class _Member(io.RawIOBase):
@@ -435,6 +430,7 @@ def _add(rows: dict[str, int], table: str, count: int) -> None:
 
 
 def _refuse_incomplete(contents: Contents, seen: set[int]) -> None:
+    """Raise DamagedError unless all that has data has been *seen*."""
     for entry in contents.entries.values():
-        if entry.has_data and entry.id not in seen:
+        if entry.id not in seen:
             raise DamagedError(f"has no data for {entry.table if entry.kind == TABLE_DATA else entry.name}")

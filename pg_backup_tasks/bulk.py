@@ -20,8 +20,6 @@ from .machine import Examined, Job
 from .model import Digest, Format, Item
 from .sqltext import SqlDump
 
-# The rows of each table, and the objects in a dump.
-_Read = tuple[dict[str, int], tuple[Item, ...]]
 CHUNK = archive.CHUNK
 _PACKED_AHEAD = 32
 _GZIP = 31  # zlib's window bits for a gzip header around deflate
@@ -267,18 +265,18 @@ def examine(
 ) -> Examined:
     """Read a dump file to its end, unpacking all of it; see Machine.examine."""
     try:
-        rows, items = _READERS[format_](path, codec, writer, cancelled)
+        rows = _READERS[format_](path, codec, writer, cancelled)
     except archive.DamagedError as error:
         return Examined(digest(path, cancelled), problem=str(error))
     except archive.UnsupportedError:
         return Examined(digest(path, cancelled))
-    return Examined(digest(path, cancelled), rows, items)
+    return Examined(digest(path, cancelled), rows)
 
 
 def contents(path: str, format_: Format, codec: str, cancelled: threading.Event) -> tuple[Item, ...] | None:
     """Return the objects a whole dump file holds; see Machine.contents."""
     if not format_.is_archive:
-        return _read_sql(path, codec, None, cancelled)[1]
+        return tuple(_read_sql(path, SqlDump(codec, headings=True), cancelled).items)
     try:
         with io.BufferedReader(Growing(path, None, cancelled), CHUNK) as file:
             return tuple(archive.contents(file, format_, codec).entries.values())
@@ -286,30 +284,29 @@ def contents(path: str, format_: Format, codec: str, cancelled: threading.Event)
         return None
 
 
-def _read_dump(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> _Read:
+def _rows_of_dump(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> dict[str, int]:
     with io.BufferedReader(Growing(path, writer, cancelled), CHUNK) as file:
-        return _of_archive(archive.scan_custom(file, codec))
+        return archive.scan_custom(file, codec)
 
 
-def _read_tar(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> _Read:
+def _rows_of_tar(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> dict[str, int]:
     # pg_dump writes it from front to back, as it would into a pipe.
     with io.BufferedReader(Growing(path, writer, cancelled), CHUNK) as file:
-        return _of_archive(archive.scan_tar(file, codec))
+        return archive.scan_tar(file, codec)
 
 
-def _read_sql(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> _Read:
+def _rows_of_sql(path: str, codec: str, writer: Job | None, cancelled: threading.Event) -> dict[str, int]:
     _wait_for(writer, cancelled)
-    dump = SqlDump(codec, headings=True)
+    return _read_sql(path, SqlDump(codec), cancelled).rows
+
+
+def _read_sql(path: str, dump: SqlDump, cancelled: threading.Event) -> SqlDump:
+    """Let *dump* read the SQL in a file to its end. Raises DamagedError where that is missing."""
     for data in sql_chunks(path, cancelled):
         dump.feed(data)
     if not dump.complete:
         raise archive.DamagedError("ends before pg_dump's closing line")
-    return dump.rows, tuple(dump.items)
-
-
-def _of_archive(scanned: tuple[archive.Contents, dict[str, int]]) -> _Read:
-    contents, rows = scanned
-    return rows, tuple(contents.entries.values())
+    return dump
 
 
 def _wait_for(writer: Job | None, cancelled: threading.Event) -> None:
@@ -318,11 +315,11 @@ def _wait_for(writer: Job | None, cancelled: threading.Event) -> None:
             raise Cancelled
 
 
-_READERS: dict[Format, Callable[[str, str, Job | None, threading.Event], _Read]] = {
-    Format.DUMP: _read_dump,
-    Format.TAR: _read_tar,
-    Format.SQL_GZ: _read_sql,
-    Format.SQL: _read_sql,
+_READERS: dict[Format, Callable[[str, str, Job | None, threading.Event], dict[str, int]]] = {
+    Format.DUMP: _rows_of_dump,
+    Format.TAR: _rows_of_tar,
+    Format.SQL_GZ: _rows_of_sql,
+    Format.SQL: _rows_of_sql,
 }
 
 

@@ -250,6 +250,11 @@ class Server:
         return "-c client_connection_check_interval=2s" if self.notices else ""
 
     @property
+    def dumping_options(self) -> str:
+        """PGOPTIONS for a dump: of many tables its questions look so dear that each would be compiled first."""
+        return f"{self.options} -c jit=off".strip()
+
+    @property
     def loading_options(self) -> str:
         """PGOPTIONS that make a load quick, and free of what the role or the database would have it do."""
         # Until the end of the load nobody but us needs what it writes.

@@ -84,7 +84,7 @@ class Dumps:
             path=self._path(format_),
             snapshot=self.snapshot,
             lock_timeout=self.desk.settings.lock_timeout,
-            options=connection.server.options,
+            options=connection.server.dumping_options,
         )
 
     @property

@@ -38,11 +38,10 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Examined:
-    """A dump file read to its end: its digest, the rows of each table, its objects, and what is wrong with it."""
+    """A dump file read to its end: its digest, the rows of each table, and what is wrong with it."""
 
     digest: Digest
     rows: dict[str, int] | None = None
-    items: tuple[Item, ...] | None = None
     problem: str | None = None
 
 

@@ -157,7 +157,7 @@ def _prepare(desk: Desk, order: Order, connection: Connection) -> _Run:
 
 def _schema(desk: Desk, connection: Connection) -> str:
     """Return the schema as pg_dump prints it, without what is another word each time."""
-    command = postgres.dump_schema(connection.tools, connection.database, connection.server.options, _PATIENCE)
+    command = postgres.dump_schema(connection.tools, connection.database, connection.server.dumping_options, _PATIENCE)
     done = desk.machine.run(command)
     if done.code:
         raise CommandError(command, done)

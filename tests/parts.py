@@ -72,7 +72,8 @@ class Live:
             read = SqlDump(headings=True)
             read.feed(done.stdout)
             return Dump(done.stdout, tuple(read.items), read.rows)
-        contents, rows = archive.scan_custom(io.BytesIO(done.stdout))
+        contents, _ = archive.read_contents(io.BytesIO(done.stdout))
+        rows = archive.scan_custom(io.BytesIO(done.stdout))
         return Dump(done.stdout, tuple(contents.entries.values()), rows)
 
     def load(self, dump: Dump, part: Part, tmp_path: Path) -> str:

@@ -407,7 +407,7 @@ def test_the_objects_listed_are_the_archives(
     server, _ = counted(major)
     dump = SqlDump(headings=True)
     dump.feed(dump_of(server))
-    contents, _ = archive.scan_custom(io.BytesIO(dump_of(server, "--format=custom")))
+    contents, _ = archive.read_contents(io.BytesIO(dump_of(server, "--format=custom")))
     # Its own settings have no heading, and what belongs to the database is printed for --create only.
     unsaid = ("ENCODING", "STDSTRINGS", "SEARCHPATH", "DATABASE", "DATABASE PROPERTIES")
     theirs = {
@@ -454,7 +454,7 @@ def test_an_archive_and_its_plain_sql_copy_alike(
     counted: Callable[[int], tuple[Server, dict[str, int]]],
 ) -> None:
     server, rows = counted(18)
-    contents, _ = archive.scan_custom(io.BytesIO(dump_of(server, "--format=custom")))
+    contents, _ = archive.read_contents(io.BytesIO(dump_of(server, "--format=custom")))
     sql = SqlDump(headings=True)
     sql.feed(dump_of(server))
     assert [i.copy for i in sql.items if i.copy] == [e.copy for e in contents.entries.values() if e.copy]
