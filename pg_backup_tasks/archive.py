@@ -7,7 +7,6 @@ to 1.16). Reading them here takes a third of the processor time of `pg_restore -
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -321,7 +320,7 @@ def _tar_contents(source: Source, codec: str, *, only_data: bool) -> Contents:
     member = _next_member(source)
     if member is None or member.name != "toc.dat":
         raise DamagedError("is no tar file of pg_dump's")
-    contents, _ = read_contents(io.BufferedReader(member, CHUNK), codec, only_data=only_data)
+    contents, _ = read_contents(member, codec, only_data=only_data)
     member.skip()
     return contents
 
@@ -348,32 +347,24 @@ def scan_tar(source: Source, codec: str = "utf-8") -> dict[str, int]:
     return rows
 
 
-class _Member(io.RawIOBase):
+class _Member:
     """One file in a tar, read as it goes by."""
 
     def __init__(self, source: Source, name: str, size: int) -> None:
-        super().__init__()
         self.name = name
         self._source = source
         self._left = size
         self._padding = -size % _BLOCK
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._piece(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def _piece(self, size: int) -> bytes:
+    def read(self, size: int, /) -> bytes:
+        """Return *size* bytes of it, fewer only at its end."""
         data = self._source.read(min(size, self._left))
         self._left -= len(data)
         return data
 
     def chunks(self) -> Iterator[bytes]:
         """Yield what is left of it."""
-        while data := self._piece(CHUNK):
+        while self._left and (data := self.read(CHUNK)):
             yield data
 
     def skip(self) -> None:
@@ -401,7 +392,8 @@ def _next_member(source: Source) -> _Member | None:
         size = _tar_number(header[124:136])
     except ValueError:
         raise DamagedError("is no whole tar file") from None
-    if header[257:262] != b"ustar" or checksum != sum(header[:148]) + 8 * 32 + sum(header[156:]):
+    # Its own field counts as blanks.
+    if header[257:262] != b"ustar" or checksum != sum(header) - sum(header[148:156]) + 8 * 32:
         raise DamagedError("has a damaged tar header")
     return _Member(source, name, size)
 
