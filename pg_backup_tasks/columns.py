@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 _GAP = "  "
 _NARROWEST = 4
@@ -22,8 +22,7 @@ class Style(Enum):
     ALARM = "\x1b[31m"
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of a table."""
 
     cells: tuple[str, ...]
@@ -42,16 +41,16 @@ def lines(
 
     The columns in *right* stand to the right; those in *giving* are cut where there is no room, the first one first.
     """
-    widths = [max(map(cells, column)) for column in zip(*(row.cells for row in rows), strict=True)]
+    columns = [*zip(*(row.cells for row in rows), strict=True)]
+    widths = [max(map(len if _is_plain(column) else cells, column)) for column in columns]
     excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
     for column in giving:
         given = max(0, min(excess, widths[column] - _NARROWEST))
         widths[column] -= given
         excess -= given
-    sides = [number in right for number in range(len(widths))]
-    for row in rows:
-        shown = [_fit(cell, w, to_the_right) for cell, w, to_the_right in zip(row.cells, widths, sides, strict=True)]
-        yield _styled(_GAP.join(shown).rstrip(), row.style, coloured)
+    shown = [_fitted(column, width, n in right) for n, (column, width) in enumerate(zip(columns, widths, strict=True))]
+    for row, parts in zip(rows, zip(*shown, strict=True), strict=True):
+        yield _styled(_GAP.join(parts).rstrip(), row.style, coloured)
 
 
 def title(text: str, width: int, *, coloured: bool) -> Iterator[str]:
@@ -76,9 +75,17 @@ def _styled(line: str, style: Style, coloured: bool) -> str:
     return f"{style.value}{line}{_END}" if coloured and style.value else line
 
 
+def _is_plain(column: Sequence[str]) -> bool:
+    return all(map(str.isascii, column))
+
+
+def _fitted(column: Sequence[str], width: int, to_the_right: bool) -> list[str]:
+    if _is_plain(column) and max(map(len, column)) <= width:
+        return [text.rjust(width) if to_the_right else text.ljust(width) for text in column]
+    return [_fit(text, width, to_the_right) for text in column]
+
+
 def _fit(text: str, width: int, to_the_right: bool) -> str:
-    if text.isascii() and len(text) <= width:
-        return text.rjust(width) if to_the_right else text.ljust(width)
     taken = cells(text)
     if taken > width:
         text = _cut(text, width - 1)

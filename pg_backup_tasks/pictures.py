@@ -119,7 +119,7 @@ def fate_rows(fates: list[Fate], backups: Mapping[str, Backup], width: int, toge
 
 def _database(backup: Backup) -> str:
     name = backup.info.database.name if backup.info else "?"
-    return "".join(c if c.isprintable() else "?" for c in name)
+    return name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _files(backup: Backup) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import Refused
 from .model import BY_TIME, BackupName, parse_type
@@ -70,8 +70,7 @@ class Only:
         return (self.older_than, self.keep) != (None, None)
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A backup as the plan sees it; *needed* says what for it must stay, empty if for nothing.
 
     Of one that is *begun* some files are removed already.
@@ -83,8 +82,7 @@ class Candidate:
     begun: bool = False
 
 
-@dataclass(frozen=True)
-class Fate:
+class Fate(NamedTuple):
     """What becomes of a backup, and why."""
 
     name: BackupName

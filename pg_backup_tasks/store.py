@@ -117,11 +117,10 @@ class Store:
             if is_file and (extension := _BY_ENDING.get(ending)):
                 found.setdefault(stem, {})[extension] = bytes_
         parsed = ((BackupName.parse(stem), files) for stem, files in found.items())
-        groups = {name: files for name, files in parsed if name and type_ in (None, name.type)}
-        names = sorted(groups, key=BY_TIME, reverse=True)
-        with_info = [name for name in names if INFO in groups[name]]
-        raw = dict(zip(with_info, self._infos([f"{self.folder}/{name}{INFO}" for name in with_info]), strict=True))
-        return [self._backup(name, groups[name], raw.get(name)) for name in names]
+        groups = [(name, files) for name, files in parsed if name and type_ in (None, name.type)]
+        groups.sort(key=lambda group: BY_TIME(group[0]), reverse=True)
+        infos = iter(self._infos([f"{self.folder}/{name}{INFO}" for name, files in groups if INFO in files]))
+        return [self._backup(name, files, next(infos) if INFO in files else None) for name, files in groups]
 
     def types(self) -> list[str]:
         """Return the types there are backups of."""
