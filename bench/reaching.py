@@ -27,18 +27,18 @@ def of_reaching(bench: Bench, size: str) -> Iterator[Figure]:
         return
     with ExitStack() as stack:
         plain = stack.enter_context(tempfile.TemporaryDirectory(prefix="pgbt-", dir="/tmp"))
-        yield _backups(Far(bench, stack, _without(Path(plain))), "plain", f"far backup less 1 s, gzip, {size}", 1.7)
+        yield _backups(Far(bench, stack, _without(Path(plain))), "plain", f"far less 1 s, gzip, {size}", 1.7)
     with ExitStack() as stack:
         far = Far(bench, stack, "")
         if all(map(shutil.which, QUICK)):
-            yield _backups(far, "quick", f"far backup less 1 s, pigz, {size}", 1.3)
+            yield _backups(far, "quick", f"far less 1 s, pigz, {size}", 1.3)
         else:
             bench.say(f"the quicker far side is not measured: it takes {' and '.join(QUICK)}.")
         yield from _fetches(far, size)
 
 
 def _backups(far: Far, key: str, what: str, limit: float) -> Figure:
-    far.bench.say(f"measuring a {what} ...")
+    far.bench.say(f"measuring a far backup, {what} ...")
     pairs = paired(far.backup, lambda: far.bench.ours().seconds, far.bench.rounds)
     ours, theirs = zip(*((max(LEAST, ours - GIVEN), theirs) for ours, theirs in pairs), strict=True)
     return Figure(f"far.{key}", what, "s", limit, ours, theirs)

@@ -182,7 +182,7 @@ def _of_starting(bench: Bench) -> Iterator[Figure]:
         lambda: seconds(inv("-l"), bare, bench.env),
         rounds,
     )
-    yield Figure("start.list", "inv -l, over one empty task", "s", 1.5, *_columns(pairs))
+    yield Figure("start.list", "inv -l, over an empty task", "s", 1.5, *_columns(pairs))
     door, inside = bench.root / "scripts" / "inv", bench.root / ".venv" / "bin" / "inv"
     if not inside.exists():
         say(f"scripts/inv is not measured: {inside} is not there yet.")
@@ -192,7 +192,7 @@ def _of_starting(bench: Bench) -> Iterator[Figure]:
         lambda: seconds([str(inside), "-l"], bench.root, bench.env),
         rounds,
     )
-    what = "scripts/inv -l, over .venv's inv"
+    what = "scripts/inv -l, over inv -l"
     yield Figure("start.door", what, "s", 0.3, *_columns(pairs), judged=Judged.EXTRA)
 
 
