@@ -38,7 +38,7 @@ def of_reaching(bench: Bench, size: str) -> Iterator[Figure]:
 
 
 def _backups(far: Far, key: str, what: str, limit: float) -> Figure:
-    far.bench.say(f"measuring a far backup, {what} ...")
+    far.bench.say(f"measuring a backup {what} ...")
     pairs = paired(far.backup, lambda: far.bench.ours().seconds, far.bench.rounds)
     ours, theirs = zip(*((max(LEAST, ours - GIVEN), theirs) for ours, theirs in pairs), strict=True)
     return Figure(f"far.{key}", what, "s", limit, ours, theirs)

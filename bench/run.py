@@ -221,6 +221,7 @@ def _show(figures: list[Figure], document: dict[str, Any]) -> None:
     machine = document["machine"]
     table = Table(
         box=SIMPLE_HEAD,
+        pad_edge=False,
         title=f"Medians of {document['rounds']} pairs (starts: {STARTS * document['rounds']})",
         caption=f"{machine['cores']} cores, Python {machine['python']},"
         f" PostgreSQL {machine['postgresql']}" + _scale_note(document["scale"]),

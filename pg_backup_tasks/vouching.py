@@ -26,6 +26,7 @@ _ONLY_LOOKING = {
     "ControlMaster": "no",
     "ControlPath": "none",
     "PreferredAuthentications": "none",
+    "PubkeyAuthentication": "yes",
     "RemoteCommand": "none",
     "StrictHostKeyChecking": "yes",
     "UpdateHostKeys": "no",
