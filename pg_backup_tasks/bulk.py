@@ -116,7 +116,7 @@ class Hashing:
         return self.digest
 
     def abandon(self) -> None:
-        """Close it without waiting for the disk: nobody wants it any more."""
+        """Close it without waiting for the disk."""
         self._file.close()
 
 

@@ -330,14 +330,15 @@ class Report:
             self._changed(result)
         elif result.how:
             what = {
-                Mode.FULL.value: "every table has",
-                Mode.DATA_ONLY.value: "rows only; every table of the backup has",
-                Mode.TABLE.value: "these tables only; they have",
+                Mode.FULL.value: "Every table has",
+                Mode.DATA_ONLY.value: "Rows only; every table of the backup has",
+                Mode.TABLE.value: "These tables only; they have",
             }
-            proof = f"{what.get(result.mode)} the rows recorded" if counted else "how many rows, nobody had recorded"
+            proof = f"{what.get(result.mode)} the rows recorded" if counted else "How many rows, nobody had recorded"
             if result.mode == Mode.SCHEMA_ONLY.value:
-                proof = "structure only, no rows"
-            self._print(f"Restored {result.backup} into {result.database} in {duration(result.seconds)}; {proof}.")
+                proof = "Structure only, no rows"
+            self._print(f"Restored {result.backup} into {result.database} in {duration(result.seconds)}.")
+            self._print(f"{proof}.")
             if result.undo:
                 self._print(self._clean("inv db.undo puts it back as it was."))
 

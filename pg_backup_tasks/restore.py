@@ -150,7 +150,8 @@ class Work:
         say(f"Lost     {self._lost(found)}")
         if found.left_alone:
             say(f"Alone    {listed(list(found.left_alone))}")
-        say(f"How      {self._how(found)}")
+        for line in self._how(found):
+            say(line)
 
     def _origin(self) -> str:
         created, info = self.dump.backup.created_at, self.dump.backup.info
@@ -189,15 +190,17 @@ class Work:
         rest = "all rows" if self.order.mode is Mode.SCHEMA_ONLY else "whatever has changed since"
         return lacking + rest
 
-    def _how(self, found: Found) -> str:
+    def _how(self, found: Found) -> Iterator[str]:
         if self.order.into:
-            return "in one transaction"
-        if found.doubts:
+            yield "How      in one transaction"
+        elif found.doubts:
             self.desk.report.note(f"not by another database, because {'; '.join(found.doubts[:5])}")
-            return f"in place, in one transaction, after a safety backup for db.undo ({found.doubts[0]})"
-        on_it = units.counted(found.present.sessions, "session")
-        ended = f"; {on_it} on it ended" if found.present.sessions else ""
-        return f"in a new database that takes its name{ended}; the old one stays aside for db.undo"
+            yield "How      in place, in one transaction, after a safety backup for db.undo"
+            yield f"Why      {found.doubts[0]}"
+        else:
+            yield "How      a new database takes its name; the old one stays aside for db.undo"
+            if sessions := found.present.sessions:
+                yield f"Ended    {units.counted(sessions, 'session')} on it, once the new one is whole"
 
     # Doing
 

@@ -175,9 +175,12 @@ class Server:
 
 
 def clean_environ() -> dict[str, str]:
-    """Return the environment without what would choose a database, configure a task or say which run of CI this is."""
+    """Return the environment without what would choose a database, configure a task or say which run of CI this is.
+
+    Nor may Python be kept from keeping its bytecode: we are started thousands of times.
+    """
     runs = ("GITHUB_RUN_", "CI_PIPELINE_ID", "BITBUCKET_BUILD_NUMBER", "CIRCLE_WORKFLOW_ID", "BUILD_TAG")
-    dropped = ("PG", "INVOKE_", "DATABASE_URL", "DIRECT_URL", *runs)
+    dropped = ("PG", "INVOKE_", "DATABASE_URL", "DIRECT_URL", "PYTHONDONTWRITEBYTECODE", *runs)
     return {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
 
 

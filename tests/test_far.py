@@ -8,11 +8,12 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -517,12 +518,20 @@ def far_away(sshd: Sshd) -> Iterator[tuple[Sshd, Callable[[], None], Callable[[]
         for link in (there, "lo"):
             ip("-n", name, "link", "set", link, "up")
         far = stack.enter_context(an_sshd(address=f"{net}.2", namespace=name))
+
+        def mend() -> None:
+            ip("-n", name, "link", "set", there, "up")
+            # The neighbour that did not answer is believed to be gone for a while.
+            wait_until(lambda: answers(far), "the network to be mended")
+
         # What is not let through is not answered, as firewalls do it.
-        yield (
-            far,
-            lambda: ip("-n", name, "link", "set", there, "down"),
-            lambda: ip("-n", name, "link", "set", there, "up"),
-        )
+        yield far, lambda: ip("-n", name, "link", "set", there, "down"), mend
+
+
+def answers(sshd: Sshd) -> bool:
+    with suppress(OSError), socket.create_connection((sshd.address, sshd.port), timeout=1):
+        return True
+    return False
 
 
 @pytest.mark.slow
