@@ -103,7 +103,8 @@ def _redo(desk: Desk, server: Connection, change: Change, database: Database) ->
         switching.refuse_what_would_be_lost(database.name, present)
         now, _ = catalog.describe(connection.session, database)
     what = f"{units.counted(present.tables, 'table')}, {units.size(present.bytes)}"
-    desk.report.say(f"Into     {database}: {what}, kept aside for a redo")
+    desk.report.say(f"Into     {database}: {what}")
+    desk.report.say("Kept     aside as it is now, for a redo")
     before = switching.free_name(desk, server, database.name)
     return switching.begun(desk, database, _TASK, change.backup, present, "swap", before, now.comment)
 
