@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,7 +29,7 @@ from conftest import ROOT, Server, missing
 from sshd import Far, an_sshd, machine_at
 
 from bench.sshd import Sshd
-from pg_backup_tasks import lock, postgres, shell, url
+from pg_backup_tasks import bulk, lock, postgres, shell, url
 from pg_backup_tasks.errors import Failed, Locked
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.line import Lost
@@ -824,6 +826,23 @@ def test_a_file_that_cannot_be_brought(machine: Machine, folder: Path) -> None:
     (folder / "large").write_bytes(bytes(5_000_000))
     with pytest.raises(OSError, match="No space left"):
         next(machine.bring({f"{folder}/large": "/dev/full"}, lambda *_: None))
+
+
+def test_a_write_back_that_fails_on_the_way_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells it once, to whoever flushes first."""
+    failed = threading.Event()
+
+    def flush(_: bulk.Hashing) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(bulk, "_FLUSH_EVERY", 0.001)
+    monkeypatch.setattr(bulk.Hashing, "flush", flush)
+    with pytest.raises(OSError, match="Input/output error"), bulk.keeping(str(folder / "file")) as file:
+        file.write(b"x")
+        assert failed.wait(60)
+        file.close()
 
 
 def test_many_small_files_at_once(machine: Machine, folder: Path) -> None:
