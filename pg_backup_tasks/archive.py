@@ -117,9 +117,9 @@ class _Reader:
             raise DamagedError("has a damaged number")
         return -value if negative else value
 
-    def text(self) -> str | None:
-        raw = self.raw()
-        return raw if raw is None else raw.decode(self._codec, "surrogateescape")
+    def text(self) -> str:
+        """Return a text, empty where there is none."""
+        return self.decoded(self.raw())
 
     def raw(self) -> bytes | None:
         """Return a text as it stands there, None where there is none."""
@@ -151,15 +151,8 @@ class _Reader:
             raise DamagedError("has a damaged table of contents")
         return None if size < 0 else self.exactly(size)
 
-    def texts_to_the_last(self) -> list[bytes]:
-        """Return the texts up to the one that is none."""
-        found: list[bytes] = []
-        while (raw := self.fields(_TEXT)[0]) is not None:
-            found.append(raw)
-        return found
-
     def decoded(self, raw: bytes | None) -> str:
-        """Return a text, empty where there is none."""
+        """Return what `raw` and `fields` have left as it stands, empty where there is none."""
         return raw.decode(self._codec, "surrogateescape") if raw else ""
 
 
@@ -189,7 +182,7 @@ def read_contents(source: Source, codec: str = "utf-8", *, only_data: bool = Fal
     for _ in range(_plausible(reader.int())):
         if entry := _entry(reader, shape, kind, only_data):
             entries[entry.id] = entry
-    contents = Contents(version, compression, database or "", server or "", dumper or "", entries)
+    contents = Contents(version, compression, database, server, dumper, entries)
     return contents, reader
 
 
@@ -216,7 +209,7 @@ def _plausible(count: int) -> int:
 
 def _entry(reader: _Reader, shape: Sequence[bool], kind: int, only_data: bool) -> Entry | None:
     number, has_data, _, _, name, what, _, definition, _, copy, schema, *_, owner, _ = reader.fields(shape)
-    needs = reader.texts_to_the_last()
+    needs = [*iter(reader.raw, None)]
     member = None
     if kind == TAR:
         member = reader.raw()

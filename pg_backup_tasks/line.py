@@ -23,7 +23,7 @@ from paramiko.auth_strategy import AuthStrategy, InMemoryPrivateKey
 from paramiko.buffered_pipe import BufferedPipe, PipeTimeout
 from paramiko.pkey import PublicBlob
 
-from . import openssh, posix, signals
+from . import openssh, posix, signals, vouching
 from .errors import Refused, TaskError, Unreachable
 from .openssh import KnownKeys, Route
 
@@ -49,7 +49,6 @@ _QUICK = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 # What paramiko says when its patience is over.
 _NO_ANSWER, _NO_HANDSHAKE = "Authentication timeout.", "No existing session"
 _PRIVATE, _OPENSSH, _CERTIFIED = "-----BEGIN ", b"openssh-key-v1\0", "-cert-"
-_CERTIFICATES = "-cert-v01@openssh.com"
 _RSA = ("rsa-sha2-512", "rsa-sha2-256")
 
 # Whatever is wrong is told by us, in a sentence.
@@ -582,5 +581,5 @@ def _certifies(certificate: bytes, key: PKey) -> bool:
     # After its kind and a nonce, a certificate goes on as the key does after its kind (PROTOCOL.certkeys).
     signed, plain = paramiko.Message(certificate), paramiko.Message(key.asbytes())
     kind, _, plain_kind = signed.get_text(), signed.get_string(), plain.get_text()
-    same = kind == f"{plain_kind.removesuffix('@openssh.com')}{_CERTIFICATES}"
+    same = kind == f"{plain_kind.removesuffix('@openssh.com')}{vouching.CERTIFIED}"
     return same and bytes(signed.get_remainder()).startswith(plain.get_remainder())

@@ -36,7 +36,8 @@ _AGAIN = 0.1
 _EXTENSION, _BIND = 27, b"session-bind@openssh.com"
 _LONGEST = 1 << 18
 _LENGTH = Struct(">I")
-_CERTIFIED = b"-cert-v01@openssh.com"
+# What the kind of a certificate has behind that of its key (PROTOCOL.certkeys).
+CERTIFIED = "-cert-v01@openssh.com"
 
 
 def accepted(options: Sequence[str], destination: Sequence[str]) -> bytes | None:
@@ -69,7 +70,7 @@ def accepted(options: Sequence[str], destination: Sequence[str]) -> bytes | None
 
 def kind(key: bytes) -> str:
     """Return what kind of key it is, whether a certificate goes with it or not."""
-    return _first(key)[0].removesuffix(_CERTIFIED).decode("ascii", "replace")
+    return _first(key)[0].decode("ascii", "replace").removesuffix(CERTIFIED)
 
 
 def _told(agent: socket.socket, ssh: subprocess.Popen[bytes]) -> bytes | None:
