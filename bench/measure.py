@@ -27,7 +27,6 @@ class Judged(StrEnum):
     RATIO = "median of the ratios of each pair"
     EXTRA = "median of the differences of each pair"
     PEAK = "largest"
-    ALONE = "median"
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,6 @@ class Figure:
     def value(self) -> float:
         if self.judged is Judged.PEAK:
             return max(self.ours)
-        if self.judged is Judged.ALONE:
-            return median(self.ours)
         pairs = zip(self.ours, self.theirs, strict=True)
         if self.judged is Judged.EXTRA:
             return median(ours - theirs for ours, theirs in pairs)

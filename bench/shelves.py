@@ -67,7 +67,7 @@ def of_shelves(bench: Bench) -> Iterator[Figure]:
     ):
         (bench.project / "invoke.yaml").write_text(f"db: {{retention: {policy}}}\n", encoding="utf-8")
         times = tuple(_listed_and_cleaned(bench, count) for _ in range(bench.rounds))
-        yield Figure(key, what, "s", 2, times, judged=Judged.ALONE)
+        yield Figure(key, what, "s", 2, times, judged=Judged.PEAK)
     if can_watch_memory():
         _fill(bench.project / "backups" / "postgres", count)
         commands = (bench.inv("db.list"), bench.inv("db.cleanup"))
