@@ -491,6 +491,15 @@ def test_what_starts_so_in_a_folder(machine: Machine, folder: Path, starting: st
     assert all(e.is_file and e.bytes == len(e.name) for e in entries)
 
 
+def test_what_starts_so_and_holds_that_behind_it(machine: Machine, folder: Path) -> None:
+    for name in ("a_x.b", "a*x.b", "a_", "x.a_x.", ".a_x.b"):
+        (folder / name).write_text(name)
+    (folder / "a_x.link").symlink_to("a_x.b")
+    assert {e.name for e in machine.entries(str(folder), "a_", "x.") or []} == {"a_x.b", "a_x.link"}
+    assert {e.name for e in machine.entries(str(folder), "a", "*x") or []} == {"a*x.b"}
+    assert machine.entries(str(folder), "a_", "_") == []
+
+
 def test_a_folder_that_is_empty_or_not_there(machine: Machine, folder: Path) -> None:
     assert machine.entries(str(folder)) == []
     assert machine.entries(str(folder / "none")) is None
