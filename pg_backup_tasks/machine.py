@@ -37,6 +37,15 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Survey:
+    """The files of a folder, by their names: their sizes in bytes, and what the small ones asked for say."""
+
+    sizes: dict[str, int]
+    texts: dict[str, bytes]
+    """A text that may not be read is empty."""
+
+
+@dataclass(frozen=True)
 class Examined:
     """A dump file read to its end: its digest, the rows of each table, and what is wrong with it."""
 
@@ -209,16 +218,19 @@ class Machine(Protocol):
         """Return what is in *folder* under names *starting* so, and *holding* that behind it; None without a folder."""
         ...
 
+    def survey(self, folder: str, starting: str, ending: str) -> Survey | None:
+        """Return the sizes of *folder*'s files under names *starting* so, and the texts of those with that *ending*.
+
+        What is no file itself, as a link, is left out; None without a folder.
+        """
+        ...
+
     def sizes(self, paths: Sequence[str]) -> list[int]:
         """Return the files' sizes in bytes, 0 for one that is not there (yet)."""
         ...
 
     def read(self, path: str) -> bytes | None:
         """Return a small file's bytes, None if it is not there."""
-        ...
-
-    def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
-        """Return what each of many small files holds, None for one that is not there."""
         ...
 
     def sniff(self, path: str) -> Format | None:

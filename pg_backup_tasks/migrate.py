@@ -403,7 +403,7 @@ def whole_dump(desk: Desk, taken: Backup) -> Dump:
     troubles: list[TaskError | OSError] = []
     for format_ in [f for f in Format if f in taken.sizes]:
         try:
-            return verify.open_dump(desk, replace(taken, chosen=format_))
+            return verify.open_dump(desk, taken._replace(chosen=format_))
         except (Failed, OSError) as trouble:
             desk.report.warn(_sentence(trouble))
             troubles.append(trouble)

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from . import info as info_
 from .errors import Failed, Refused
 from .info import Info
-from .machine import CommandError, Entry, Machine
-from .model import BY_TIME, EXTENSIONS, INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
+from .machine import CommandError, Entry, Machine, Survey
+from .model import BY_TIME, INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
 from .units import listed
 
 PARTIAL = ".partial_"
@@ -27,7 +27,6 @@ _REMOVING = ".removing"
 _IN_USE = ".in_use_"
 _MOST_LINKS = 8
 _FORMATS = tuple((f, f.extension) for f in Format)
-_BY_ENDING = {extension[1:]: extension for extension in EXTENSIONS}
 # Clocks of two machines differ; what is dated later than that is not the latest of anything.
 _SKEW = timedelta(hours=1)
 _LATEST = re.compile(r"backup_(?P<type>[a-z0-9_]+)_latest(?P<extension>\.(?:dump|tar|sql|sql\.gz|info))")
@@ -36,8 +35,7 @@ _TEMPORARY = re.compile(r"\.(?P<file>.*)\.new")
 _NOTES = re.compile(r"\.(?:removing|undo\.json|migrations\.json(?:\.migrated)?|restoring.*)")
 
 
-@dataclass(frozen=True)
-class Backup:
+class Backup(NamedTuple):
     """One backup: the files there are, and its `.info` where that is ours and readable."""
 
     name: str
@@ -57,7 +55,7 @@ class Backup:
         """The size of its dump files together."""
         return sum(self.sizes.values())
 
-    @cached_property
+    @property
     def complete(self) -> bool:
         """Whether every file its `.info` names is there in its size; for an old script's, whether any is."""
         if self.info is None:
@@ -110,31 +108,17 @@ class Store:
 
     def backups(self, type_: str | None = None) -> list[Backup]:
         """Return the backups in the folder, newest first, perhaps of one type only."""
-        found: dict[str, dict[str, int]] = {}
-        for filename, bytes_, _, is_file in self._entries():
-            # A name has no dot in it; the files of one are parsed once.
-            stem, _, ending = filename.partition(".")
-            if is_file and (extension := _BY_ENDING.get(ending)):
-                found.setdefault(stem, {})[extension] = bytes_
-        parsed = ((BackupName.parse(stem), files) for stem, files in found.items())
-        groups = [(name, files) for name, files in parsed if name and type_ in (None, name.type)]
-        groups.sort(key=lambda group: BY_TIME(group[0]), reverse=True)
-        infos = iter(self._infos([f"{self.folder}/{name}{INFO}" for name, files in groups if INFO in files]))
-        return [self._backup(name, files, next(infos) if INFO in files else None) for name, files in groups]
+        found = self._survey(f"backup_{type_}_" if type_ else "backup_")
+        # A name has no dot in it; the files of one are parsed once.
+        stems = {filename.partition(".")[0] for filename in found.sizes}
+        names = [name for name in map(BackupName.parse, stems) if name and type_ in (None, name.type)]
+        names.sort(key=BY_TIME, reverse=True)
+        backups = (self._backup(name, found, self.folder) for name in names)
+        return [backup for backup in backups if backup]
 
     def types(self) -> list[str]:
         """Return the types there are backups of."""
         return sorted({parsed[0].type for e in self._entries() if e.is_file and (parsed := split_file(e.name))})
-
-    def _infos(self, paths: list[str]) -> list[bytes | None]:
-        try:
-            return self.machine.read_all(paths)
-        except OSError:
-            # One that may not be read proves nothing, and is no reason to know nothing of the others.
-            if len(paths) == 1:
-                return [b""]
-            half = len(paths) // 2
-            return self._infos(paths[:half]) + self._infos(paths[half:])
 
     def find(
         self,
@@ -172,6 +156,9 @@ class Store:
 
     def _entries(self, starting: str = "", holding: str = "") -> list[Entry]:
         return self.machine.entries(self.folder, starting, holding) or []
+
+    def _survey(self, starting: str, folder: str = "") -> Survey:
+        return self.machine.survey(folder or self.folder, starting, INFO) or Survey({}, {})
 
     def some(self) -> list[Backup]:
         """Return every backup. Raises Refused where there is none."""
@@ -222,10 +209,7 @@ class Store:
         if parsed is None:
             return self._foreign(folder, entry)
         name, extension = parsed
-        files = {ext: entries.get(f"{name}{ext}") for ext in _extensions()}
-        ours = {ext: file.bytes for ext, file in files.items() if file and file.is_file}
-        (raw,) = self._infos([f"{folder}/{name}{INFO}"]) if INFO in ours else (None,)
-        return self._backup(name, ours, raw, folder, _format(extension))
+        return self._backup(name, self._survey(f"{name}.", folder), folder, _format(extension))
 
     def _foreign(self, folder: str, entry: Entry) -> Backup:
         format_ = self.machine.sniff(f"{folder}/{entry.name}")
@@ -233,27 +217,16 @@ class Store:
             raise Refused(f"{folder}/{entry.name} is no PostgreSQL dump.", hint="inv db.list")
         return Backup(entry.name, folder, "", None, {format_: entry.bytes}, chosen=format_)
 
-    def _backup(
-        self,
-        name: BackupName,
-        files: dict[str, int],
-        raw: bytes | None,
-        folder: str | None = None,
-        chosen: Format | None = None,
-    ) -> Backup:
-        info = info_.decode(raw) if raw is not None else None
-        return Backup(
-            name=str(name),
-            folder=folder or self.folder,
-            type=name.type,
-            created_at=name.at,
-            sizes={f: files[extension] for f, extension in _FORMATS if extension in files},
-            # One that went away between two looks is not there.
-            has_info=raw is not None,
-            info=info,
-            damaged=raw is not None and info is None and info_.is_damaged(raw),
-            chosen=chosen,
-        )
+    def _backup(self, name: BackupName, found: Survey, folder: str, chosen: Format | None = None) -> Backup | None:
+        text, given = str(name), found.sizes
+        sizes = {f: given[file] for f, extension in _FORMATS if (file := text + extension) in given}
+        # One that went away between two looks is not there.
+        raw = found.texts.get(text + INFO)
+        if raw is None:
+            return Backup(text, folder, name.type, name.at, sizes, chosen=chosen) if sizes else None
+        info = info_.decode(raw)
+        damaged = info is None and info_.is_damaged(raw)
+        return Backup(text, folder, name.type, name.at, sizes, True, info, damaged, chosen)
 
     # Taking one in
 

@@ -16,7 +16,7 @@ from . import archive, bulk, machine, posix, shell, signals
 from .errors import Failed
 from .far import FarOutput, FarProcess
 from .line import Line
-from .machine import CommandError, Derived, Done, Entry, Examined, Followed, Job, Load, Progress, Session
+from .machine import CommandError, Derived, Done, Entry, Examined, Followed, Job, Load, Progress, Session, Survey
 from .model import Command, Digest, Format, Item, format_of
 from .process import PsqlSession
 from .sqltext import SqlDump
@@ -310,19 +310,38 @@ class There:
             for kind, size, target, name in rows
         ]
 
+    def survey(self, folder: str, starting: str, ending: str) -> Survey | None:
+        entries = self.entries(folder, starting)
+        if entries is None:
+            return None
+        sizes = {entry.name: entry.bytes for entry in entries if entry.is_file}
+        names = [name for name in sizes if name.endswith(ending)]
+        texts = self._readable([f"{folder}/{name}" for name in names])
+        return Survey(sizes, {name: text for name, text in zip(names, texts, strict=True) if text is not None})
+
     def sizes(self, paths: Sequence[str]) -> list[int]:
         return [int(size) for size in self._ask(posix.SIZES, *paths).out.split()]
 
     def read(self, path: str) -> bytes | None:
-        return self.read_all([path])[0]
+        return self._read([path])[0]
 
-    def read_all(self, paths: Sequence[str]) -> list[bytes | None]:
+    def _read(self, paths: Sequence[str]) -> list[bytes | None]:
         found: list[bytes | None] = []
         for first in range(0, len(paths), _READ_AT_ONCE):
             data = io.BytesIO(self._bytes(posix.READ, *paths[first : first + _READ_AT_ONCE]))
             while size := data.readline().decode().strip():
                 found.append(None if size == "-" else data.read(int(size)))
         return found
+
+    def _readable(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Return what each file says, nothing for one that may not be read: no reason to know nothing of the others."""
+        try:
+            return self._read(paths)
+        except OSError:
+            if len(paths) == 1:
+                return [b""]
+            half = len(paths) // 2
+            return self._readable(paths[:half]) + self._readable(paths[half:])
 
     def sniff(self, path: str) -> Format | None:
         head = self._bytes(posix.HEAD, path)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -453,7 +453,7 @@ def test_a_list_fits_the_screen(monkeypatch: pytest.MonkeyPatch, type_: str) -> 
     name = f"backup_{type_}_{TODAY:%Y%m%d_%H%M%S}"
     whole = Backup(name, "/b", type_, TODAY, dict.fromkeys(Format, 249_900_000), has_info=True, info=document)
     later = TODAY + timedelta(days=80)
-    for backup in (whole, replace(whole, has_info=False, info=None)):
+    for backup in (whole, whole._replace(has_info=False, info=None)):
 
         def show(report: Report, backup: Backup = backup) -> None:
             report.shelf([backup], [], "/b", later)

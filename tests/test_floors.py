@@ -18,8 +18,8 @@ HOUSE = {
     "ground": "errors units columns model info",
     "pure": "hiding definitions sqltext archive url environment machine shell posix postgres ability properties "
     "emptying retention",
-    "places": "settings signals embedded bulk process here vouching openssh line far there lock crew store journal "
-    "migration catalog premise written desk hosts",
+    "places": "settings signals embedded bulk process survey here vouching openssh line far there lock crew store "
+    "journal migration catalog premise written desk hosts",
     "workflows": "consent loading analysis data_only single_tables dumps verify switching backup looking leavings "
     "restore undo cleanup migrate rollback fetch pull",
     "face": "streams pictures report beside running collection __init__",

@@ -16,24 +16,26 @@ import sys
 import tempfile
 import threading
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, Server, missing
 from sshd import Far, an_sshd, machine_at
 
 from bench.sshd import Sshd
-from pg_backup_tasks import bulk, lock, postgres, shell, url
+from pg_backup_tasks import bulk, lock, posix, postgres, shell, survey, url
 from pg_backup_tasks.errors import Failed, Locked
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.line import Lost
-from pg_backup_tasks.machine import CommandError, Load, Machine, lines
+from pg_backup_tasks.machine import CommandError, Load, Machine, Survey, lines
 from pg_backup_tasks.model import Command, Digest, Format
 from pg_backup_tasks.postgres import Tools
 
@@ -500,7 +502,140 @@ def test_what_starts_so_and_holds_that_behind_it(machine: Machine, folder: Path)
     assert machine.entries(str(folder), "a_", "_") == []
 
 
+def test_files_with_their_sizes_and_what_the_small_ones_say(machine: Machine, folder: Path) -> None:
+    texts = [b"", b"\n", b"-\n12\n", bytes(range(256)), "é".encode(), b"x" * (1 << 16), b"y" * 200_000]
+    given = {f"a'{number}\n.info": text for number, text in enumerate(texts * 90)}
+    for name, text in (given | {"a dump": b"12345", "b.info": b"b"}).items():
+        (folder / name).write_bytes(text)
+    (folder / "a folder.info").mkdir()
+    (folder / "a link.info").symlink_to("b.info")
+    os.mkfifo(folder / "a pipe.info")
+    found = machine.survey(str(folder), "a", ".info")
+    assert found
+    assert found.texts == given
+    assert found.sizes == {name: len(text) for name, text in given.items()} | {"a dump": 5}
+
+
+def test_one_that_may_not_be_read_keeps_none_of_the_others_unread(
+    machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.info", "b.info", "c.info", "d.info", "e.info"):
+        (folder / name).write_text(name)
+    opened = os.open
+
+    def open_(path: str, *rest: Any, **more: Any) -> int:
+        if path.endswith("b.info"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return opened(path, *rest, **more)
+
+    # Root may read everything.
+    barred = 'case "$*" in *b.info*) echo "sh: cannot open b.info: Permission denied" >&2; exit 2;; esac\n'
+    monkeypatch.setattr("pg_backup_tasks.survey.os.open", open_)
+    monkeypatch.setattr(posix, "READ", barred + posix.READ)
+    found = machine.survey(str(folder), "", ".info")
+    assert found
+    others = {name: name.encode() for name in ("a.info", "c.info", "d.info", "e.info")}
+    assert found.texts == others | {"b.info": b""}
+    assert found.sizes == dict.fromkeys(found.texts, 6)
+
+
+def many(folder: Path) -> Survey:
+    """Put more files there than one process asks for, and return them."""
+    given = {f"{number}.{'info' if number % 5 == 0 else 'dump'}": b"x" * (number % 7) for number in range(5000)}
+    for name, text in given.items():
+        (folder / name).write_bytes(text)
+    return Survey(
+        {name: len(text) for name, text in given.items()},
+        {name: text for name, text in given.items() if name.endswith(".info")},
+    )
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let two processes look at many files, whatever threads the tests have; their numbers."""
+    started: list[int] = []
+    begin = survey._begin
+
+    def counted(names: Sequence[str], folder: int) -> tuple[int, int]:
+        found = begin(names, folder)
+        started.append(found[0])
+        return found
+
+    monkeypatch.setattr("pg_backup_tasks.survey.threading.active_count", lambda: 1)
+    monkeypatch.setattr("pg_backup_tasks.survey.os.cpu_count", lambda: 2)
+    monkeypatch.setattr(survey, "_begin", counted)
+    return started
+
+
+def test_many_files_with_their_sizes(machine: Machine, folder: Path, two: list[int]) -> None:
+    given = many(folder)
+    (folder / "link.dump").symlink_to("1.dump")
+    assert machine.survey(str(folder), "", ".info") == given
+    assert len(two) == (0 if machine.name else 1)
+
+
+def _not_at_all(*_: object) -> int:
+    raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+def _killed(names: object, folder: object, target: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _half(names: Sequence[str], folder: int, target: int) -> None:
+    data = array("q", survey._sizes(names, folder)).tobytes()
+    os.write(target, data[: len(data) // 2 - 3])
+    os._exit(1)
+
+
+@pytest.mark.parametrize(
+    ("what", "instead"), [("os.fork", _not_at_all), ("_answer_and_end", _killed), ("_answer_and_end", _half)]
+)
+def test_what_a_second_process_does_not_answer_is_asked_again(
+    folder: Path, two: list[int], monkeypatch: pytest.MonkeyPatch, what: str, instead: Any
+) -> None:
+    given = many(folder)
+    monkeypatch.setattr(f"pg_backup_tasks.survey.{what}", instead)
+    assert Here().survey(str(folder), "", ".info") == given
+    assert len(two) == 1
+
+
+def test_two_look_also_where_nobody_may_wait_for_a_child(folder: Path, two: list[int]) -> None:
+    given = many(folder)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert Here().survey(str(folder), "", ".info") == given
+        assert len(two) == 1
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_nobody_is_left_of_two_who_were_interrupted(
+    folder: Path, two: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many(folder)
+
+    def interrupted(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(survey, "_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Here().survey(str(folder), "", ".info")
+    (child,) = two
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_while_threads_are_at_work_one_looks(folder: Path, two: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = many(folder)
+    monkeypatch.setattr("pg_backup_tasks.survey.threading.active_count", lambda: 2)
+    assert Here().survey(str(folder), "", ".info") == given
+    assert two == []
+
+
 def test_a_folder_that_is_empty_or_not_there(machine: Machine, folder: Path) -> None:
+    assert machine.survey(str(folder), "", "") == Survey({}, {})
+    assert machine.survey(str(folder / "none"), "", "") is None
     assert machine.entries(str(folder)) == []
     assert machine.entries(str(folder / "none")) is None
 
@@ -854,14 +989,11 @@ def test_a_write_back_that_fails_on_the_way_is_told(folder: Path, monkeypatch: p
         file.close()
 
 
-def test_many_small_files_at_once(machine: Machine, folder: Path) -> None:
-    contents = [b"", b"\n", b"-\n12\n", bytes(range(256)), "é".encode()] * 300
-    paths = [str(folder / f"file {n}\n'x'") for n in range(len(contents))]
-    for path, data in zip(paths, contents, strict=True):
-        Path(path).write_bytes(data)
-    asked = [*paths[:700], f"{folder}/not there", *paths[700:]]
-    assert machine.read_all(asked) == [*contents[:700], None, *contents[700:]]
-    machine.remove(*asked)
+def test_many_are_removed_at_once(machine: Machine, folder: Path) -> None:
+    paths = [str(folder / f"file {n}\n'x'") for n in range(1500)]
+    for path in paths:
+        Path(path).write_bytes(b"x")
+    machine.remove(*paths[:700], f"{folder}/not there", *paths[700:])
     assert list(folder.iterdir()) == []
 
 

@@ -17,7 +17,7 @@ from pg_backup_tasks import info
 from pg_backup_tasks.errors import Failed, Refused
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.info import FileInfo, Info
-from pg_backup_tasks.machine import Entry, Machine
+from pg_backup_tasks.machine import Machine, Survey
 from pg_backup_tasks.model import BackupName, Format, split_file
 from pg_backup_tasks.store import Backup, Store
 
@@ -185,10 +185,11 @@ def test_an_info_of_ours_that_is_damaged_proves_nothing(shelf: Shelf, raw: bytes
 class Strict(Here):
     """A machine on which one file may not be read, and another goes away between two looks."""
 
-    def read(self, path: str) -> bytes | None:
-        if NEW in path:
-            raise PermissionError(13, "Permission denied", path)
-        return None if AUTO in path else super().read(path)
+    def survey(self, folder: str, starting: str, ending: str) -> Survey | None:
+        found = super().survey(folder, starting, ending)
+        assert found
+        texts = {name: b"" if NEW in name else text for name, text in found.texts.items() if AUTO not in name}
+        return Survey(found.sizes, texts)
 
 
 def test_an_info_that_cannot_be_read_is_no_trouble_for_the_others(shelf: Shelf) -> None:
@@ -235,11 +236,9 @@ class Memory:
     def __init__(self, files: set[str]) -> None:
         self._files = files
 
-    def entries(self, folder: str, starting: str, holding: str) -> list[Entry]:
-        return [Entry(name, 1) for name in self._files if name.startswith(starting)]
-
-    def read_all(self, paths: list[str]) -> list[bytes]:
-        return [b"an old script's" for _ in paths]
+    def survey(self, folder: str, starting: str, ending: str) -> Survey:
+        sizes = {name: 1 for name in self._files if name.startswith(starting)}
+        return Survey(sizes, {name: b"an old script's" for name in sizes if name.endswith(ending)})
 
 
 stamps = st.datetimes(datetime(2000, 1, 1), datetime(2099, 12, 31)).map(  # noqa: DTZ001
