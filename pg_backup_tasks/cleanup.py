@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from . import retention, switching
+from . import aside, retention
 from .desk import Desk
 from .errors import Failed
 from .model import BackupName
@@ -64,7 +64,7 @@ def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
     """
     stuck: Failed | None = None
     with desk.at_work("db.cleanup", order.wait):
-        switching.tell(desk)
+        aside.tell(desk)
         shelf = look(desk, order)
         show(shelf)
         _note(desk, shelf)
@@ -72,7 +72,7 @@ def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
             desk.store.remove(shelf.going)
         except Failed as error:
             stuck = error
-        switching.expire(desk)
+        aside.expire(desk)
     if stuck:
         raise stuck
     return shelf
@@ -90,7 +90,7 @@ def _note(desk: Desk, shelf: Shelf) -> None:
 
 def warn_of_damaged(desk: Desk, backups: Iterable[Backup]) -> None:
     """Say whose `.info` can be read no more."""
-    if damaged := [b.name for b in backups if b.damaged]:
+    if damaged := [b.name for b in backups if not b.gist and b.damaged]:
         desk.report.warn(f"No .info to be read, so not known to be whole: {listed(damaged)}.")
 
 

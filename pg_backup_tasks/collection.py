@@ -352,8 +352,8 @@ def list_(
     """Show the backups, newest first: age, size, database, files, whole or not."""
 
     def work(run: Run) -> list[Backup]:
+        from .aside import tell
         from .cleanup import warn_of_damaged, warn_of_no_type
-        from .switching import tell
 
         backups = run.desk.store.backups(only := _type(type))
         warn_of_damaged(run.desk, backups)
@@ -401,7 +401,7 @@ def verify(
 
 def _readings(desk: Desk, word: str, found: list[Backup]) -> list[Verdict]:
     from . import verify as workflow
-    from .switching import tell
+    from .aside import tell
 
     tell(desk)
     return workflow.verify_all(desk, found) if word == "all" else [workflow.verify(desk, found[0])]
@@ -409,7 +409,7 @@ def _readings(desk: Desk, word: str, found: list[Backup]) -> list[Verdict]:
 
 def _proofs(run: Run, word: str, found: list[Backup], wait: float) -> list[Verdict]:
     from . import verify as workflow
-    from .switching import tell
+    from .aside import tell
 
     tell(run.desk)
     if word == "all":

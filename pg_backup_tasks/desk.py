@@ -9,19 +9,22 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from . import catalog, environment, lock, postgres
-from .catalog import Server
-from .environment import Choice
+from . import lock
 from .errors import Failed, Refused
 from .journal import Journal
 from .machine import CommandError, Machine, Session
 from .migration import Migrations
 from .model import Database
-from .postgres import Tools
 from .settings import Settings
 from .store import Backup, Store
+
+# What looks after the shelf asks no database: what that takes is imported where it is used.
+if TYPE_CHECKING:
+    from .catalog import Server
+    from .environment import Choice
+    from .postgres import Tools
 
 
 class Gauge(Protocol):
@@ -104,6 +107,8 @@ class Desk:
     @cached_property
     def choice(self) -> Choice:
         """The database to work on, found anew by every run and told to the user."""
+        from . import environment
+
         name = self.settings.env_file
         place = f"{name} on {self.machine.name}" if self.machine.name else name
         choice = environment.choose(
@@ -147,6 +152,8 @@ class Desk:
     @cached_property
     def tools(self) -> list[Tools]:
         """Every set of client tools on the machine."""
+        from . import postgres
+
         own = self.settings.under_root(self.settings.pg_bin) if self.settings.pg_bin else ""
         found = postgres.parse_tools(self.machine.tools([*filter(None, [own]), *self.more_tools()]))
         if own and own not in (tools.folder for tools in found):
@@ -162,6 +169,8 @@ class Desk:
 
         Raises Unreachable where there is no way in; whatever psql refuses in the block becomes a sentence.
         """
+        from . import catalog, postgres
+
         self._hide_password(database)
         any_tools = postgres.any_tools(self.tools)
         command = postgres.psql(any_tools, self._with_timeout(database))

@@ -7,8 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from time import monotonic
 
+from . import aside
 from . import info as info_
-from . import switching
 from .desk import Desk
 from .errors import Failed, Refused
 from .info import FileInfo
@@ -48,7 +48,7 @@ def fetch(far: Desk, near: Desk, chosen: Backup, wait: float, formats: tuple[For
     A path has fixed one of them. Raises Failed where what came is not what was written; then nothing has its name.
     """
     began = monotonic()
-    switching.tell(far)
+    aside.tell(far)
     if formats is None and chosen.chosen:
         formats = (chosen.chosen,)
     wanted = tuple(f for f in Format if f in chosen.sizes and (formats is None or f in formats))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -85,7 +86,38 @@ class _Version(msgspec.Struct, frozen=True, gc=False):
     version: int
 
 
+class _Named(msgspec.Struct, frozen=True, gc=False):
+    name: str
+
+
+class _Sized(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    bytes: int
+    sha256: msgspec.Raw
+
+
+class Gist(msgspec.Struct, frozen=True, gc=False):
+    """What a backup on a shelf of thousands is judged by; all else in its document is only seen to be there."""
+
+    version: int
+    database: _Named
+    files: dict[str, _Sized]
+    restored: Restored | None
+    name: msgspec.Raw
+    type: msgspec.Raw
+    description: msgspec.Raw
+    created_at: msgspec.Raw
+    seconds: msgspec.Raw
+    server_version: msgspec.Raw
+    tools: msgspec.Raw
+    extensions: msgspec.Raw
+    migrations: msgspec.Raw
+    git: msgspec.Raw
+    tables: msgspec.Raw
+    restore: msgspec.Raw
+
+
 _DECODER = msgspec.json.Decoder(Info)
+_GIST = msgspec.json.Decoder(Gist)
 
 
 def encode(info: Info) -> bytes:
@@ -93,6 +125,7 @@ def encode(info: Info) -> bytes:
     return msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n"
 
 
+@lru_cache(maxsize=8)  # who works on a backup asks for it time and again
 def decode(raw: bytes) -> Info | None:
     """Return the document, or None where *raw* is another tool's `.info` or is damaged."""
     try:
@@ -102,9 +135,18 @@ def decode(raw: bytes) -> Info | None:
     return info if info.version == VERSION else None
 
 
+def gist(raw: bytes) -> Gist | None:
+    """Return the document's gist, or None where there is none to be had."""
+    try:
+        found: Gist = _GIST.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return found if found.version == VERSION else None
+
+
 def is_damaged(raw: bytes) -> bool:
     """Whether *raw* was a document of ours once; the `.info` of the old scripts is plain text."""
-    if decode(raw) is not None or _is_newer(raw):
+    if decode(raw) or _is_newer(raw):
         return False
     # A disk that lost its power may leave blanks or zeros.
     return raw.strip(b" \t\r\n\0")[:1] in (b"", b"{") or b'"sha256"' in raw

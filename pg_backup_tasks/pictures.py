@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import columns
 from .columns import Row, Style
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _SHORTER = re.compile(r"^(daily|monthly) \S+$|one of the (last)")
 _WEEK = re.compile(r"^(weekly) \S+$")
 _DAYS = re.compile(r"([0-9]+) days?")
+_BROKEN = "NOT WHOLE"
 
 
 def shelf_rows(backups: list[Backup], now: datetime, *, numbered: bool = False) -> list[Row]:
@@ -34,8 +35,9 @@ def shelf_rows(backups: list[Backup], now: datetime, *, numbered: bool = False) 
     rows = [Row(("BACKUP", "AGE", "SIZE", "DATABASE", "FILES", "STATE"), Style.HEADING)]
     for backup in backups:
         age = short_age((now - backup.created_at).total_seconds()) if backup.created_at else "?"
-        cells = (backup.name, age, size(backup.bytes), _database(backup), _files(backup), _state(backup, now))
-        rows.append(Row(cells, Style.PLAIN if backup.complete else Style.ALARM))
+        state = _state(backup, now)
+        cells = (backup.name, age, size(backup.bytes), _database(backup), _files(backup), state)
+        rows.append(Row(cells, Style.ALARM if state == _BROKEN else Style.PLAIN))
     numbers = ["#", *map(str, range(1, len(rows)))]
     return [Row((n, *row.cells), row.style) for n, row in zip(numbers, rows, strict=True)] if numbered else rows
 
@@ -48,20 +50,18 @@ def fates_document(shelf: Shelf) -> dict[str, Any]:
     return parts
 
 
-@dataclass(frozen=True)
-class _Alike:
-    """Backups of one type, one after the other, with the same fate."""
+class _Alike(NamedTuple):
+    """Backups of one type, one after the other, with the same fate; *broken* of them are not whole."""
 
     fates: list[Fate]
     bytes: int
     broken: int
-    """How many of them are not whole."""
 
     @property
     def named(self) -> str:
         """Which they are."""
         newest, oldest = self.fates[0].name, self.fates[-1].name
-        if newest == oldest:
+        if newest is oldest:
             return str(newest)
         if newest.at.date() == oldest.at.date():
             return f"{oldest.at:%Y-%m-%d %H:%M} to {newest.at:%H:%M}"
@@ -76,17 +76,23 @@ class _Alike:
 
     def why(self, room: int) -> str:
         """Return what becomes of them and why, in words that fit if there are any."""
-        verb = "kept" if self.fates[0].kept else "removed"
-        head = f"NOT WHOLE, {verb}: " if self.broken else f"{verb}: "
-        if len(self.fates) > 1:
-            some = f", {self.broken:,} NOT WHOLE" if self.broken else ""
-            head = f"{len(self.fates):,} {verb}{some}: "
-        reasons = [reason for reason in self.fates[0].reasons if reason != NOT_WHOLE]
-        said = head
-        for said in _shorter_and_shorter(head, reasons, goes=self.broken > 0 and not self.fates[0].kept):
-            if columns.cells(said) <= room:
-                break
-        return said
+        first = self.fates[0]
+        return _why(first.kept, first.reasons, len(self.fates), self.broken, room)
+
+
+@lru_cache  # of a shelf of thousands most go, or stay, for the same reason
+def _why(kept: bool, given: tuple[str, ...], count: int, broken: int, room: int) -> str:
+    verb = "kept" if kept else "removed"
+    head = f"{_BROKEN}, {verb}: " if broken else f"{verb}: "
+    if count > 1:
+        some = f", {broken:,} {_BROKEN}" if broken else ""
+        head = f"{count:,} {verb}{some}: "
+    reasons = [reason for reason in given if reason != NOT_WHOLE]
+    said = head
+    for said in _shorter_and_shorter(head, reasons, goes=broken > 0 and not kept):
+        if columns.cells(said) <= room:
+            break
+    return said
 
 
 def _shorter_and_shorter(head: str, reasons: list[str], *, goes: bool) -> Iterator[str]:
@@ -104,21 +110,27 @@ def _shorter_and_shorter(head: str, reasons: list[str], *, goes: bool) -> Iterat
 def fate_rows(fates: list[Fate], backups: Mapping[str, Backup], width: int, together: int) -> list[Row]:
     """Return the rows of one type; more than *together* that go alike, one after the other, are one."""
     groups: list[_Alike] = []
-    for _, run in groupby(fates, lambda fate: (fate.kept, [reason for reason in fate.reasons if reason != NOT_WHOLE])):
+    for _, run in groupby(fates, _fate):
         same = list(run)
         parts = [same] if len(same) > together and not same[0].kept else [[fate] for fate in same]
         for part in parts:
-            found = [backups[str(fate.name)] for fate in part]
-            broken = sum(not backup.complete for backup in found)
-            groups.append(_Alike(part, sum(backup.bytes for backup in found), broken))
+            bytes_ = sum([backups[str(fate.name)].bytes for fate in part])
+            groups.append(_Alike(part, bytes_, len([fate for fate in part if not fate.whole])))
     names, sizes = [group.named for group in groups], [size(group.bytes) for group in groups]
     room = columns.room(width, max(map(len, names)), max(map(len, sizes)))
     rows = zip(groups, names, sizes, strict=True)
     return [Row((name, size_, group.why(room)), group.style) for group, name, size_ in rows]
 
 
+def _fate(fate: Fate) -> tuple[bool, tuple[str, ...]]:
+    """Return what is the same of fates that are alike."""
+    if NOT_WHOLE not in fate.reasons:
+        return fate.kept, fate.reasons
+    return fate.kept, tuple(reason for reason in fate.reasons if reason != NOT_WHOLE)
+
+
 def _database(backup: Backup) -> str:
-    name = backup.info.database.name if backup.info else "?"
+    name = backup.gist.database.name if backup.gist else "?"
     return name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
 
 
@@ -136,29 +148,29 @@ def sizes(backup: Backup) -> str:
 
 def _state(backup: Backup, now: datetime) -> str:
     if not backup.complete:
-        return "NOT WHOLE"
-    if backup.info is None:
+        return _BROKEN
+    if backup.gist is None:
         return "no checksums"
-    if backup.info.restored is None:
+    if backup.gist.restored is None:
         return "whole"
     with suppress(ValueError):
-        at = datetime.fromisoformat(backup.info.restored.at)
+        at = datetime.fromisoformat(backup.gist.restored.at)
         return f"proven {short_age((now - at).total_seconds())}"
     return "proven"
 
 
 def listed_document(backup: Backup) -> dict[str, Any]:
     """Return what `db.list` says of a backup, as JSON has it."""
-    info = backup.info
+    gist = backup.gist
     return {
         "name": backup.name,
         "type": backup.type,
         "created_at": backup.created_at.isoformat().replace("+00:00", "Z") if backup.created_at else None,
         "bytes": backup.bytes,
-        "database": info.database.name if info else None,
+        "database": gist.database.name if gist else None,
         "formats": [f.value for f in backup.sizes],
         "complete": backup.complete,
-        "restored_at": info.restored.at if info and info.restored else None,
+        "restored_at": gist.restored.at if gist and gist.restored else None,
     }
 
 

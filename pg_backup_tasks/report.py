@@ -51,6 +51,8 @@ _DUMB = ("dumb", "unknown")
 # How many backups that go alike a terminal shows line by line.
 _TOGETHER = 3
 _LINE_EVERY = 30.0
+# Where there is no terminal to ask.
+_WIDTH = 80
 _ADVICE = re.compile(r"\binv (db\.[a-z-]+)")
 
 
@@ -437,6 +439,9 @@ def _print_fates(shelf: Shelf, stream: TextIO | Heedless) -> None:
 
 def _paper(stream: TextIO | Heedless) -> tuple[int, bool]:
     """Return how wide a stream is, and whether it shows colours."""
+    # What makes Rich see a terminal where there is none; without any, it need not be loaded to say so.
+    if not (stream.isatty() or any(map(os.environ.get, ("FORCE_COLOR", "TTY_COMPATIBLE")))):
+        return _WIDTH, False
     console = _console(stream)
     return console.width, console.is_terminal and not console.no_color and not console.is_dumb_terminal
 
@@ -444,4 +449,4 @@ def _paper(stream: TextIO | Heedless) -> tuple[int, bool]:
 def _console(stream: Any) -> Console:
     from rich.console import Console
 
-    return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else 80)
+    return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else _WIDTH)

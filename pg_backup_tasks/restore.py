@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
 
-from . import ability, analysis, backup, catalog, loading, signals, switching, units, url, verify, written
+from . import ability, analysis, aside, backup, catalog, loading, signals, switching, units, url, verify, written
 from .consent import Consent
 from .desk import Connection, Desk
 from .errors import Failed, Interrupted, Refused, Unreachable
@@ -233,7 +233,7 @@ class Work:
                 loading.discard(desk, server, name)
                 raise
             # What is remembered of an earlier one of that name is nothing to go back to.
-            switching.let_go(desk, server, url.key(self.database))
+            aside.let_go(desk, server, url.key(self.database))
         return self._result("swap", began, undo=False)
 
     @contextmanager
@@ -266,7 +266,7 @@ class Work:
         desk, journal, name = self.desk, self.desk.journal, loading.scratch_name()
         wanted = self._looker.wanted(found.now)
         with loading.maintenance(desk, self.database) as server:
-            switching.drop_expired(desk, server)
+            aside.drop_expired(desk, server)
             before = switching.free_name(desk, server, self.database.name)
             change = self._change(found, "swap", before, found.now.comment)
             journal.begin(change)

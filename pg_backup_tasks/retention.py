@@ -7,7 +7,7 @@ last of its type. What is not whole takes no place from what is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from itertools import groupby, islice
 from typing import Any, NamedTuple
@@ -83,11 +83,12 @@ class Candidate(NamedTuple):
 
 
 class Fate(NamedTuple):
-    """What becomes of a backup, and why."""
+    """What becomes of a backup, and why; *whole* as its candidate was."""
 
     name: BackupName
     kept: bool
     reasons: tuple[str, ...]
+    whole: bool
 
 
 def policies(settings: Mapping[str, Mapping[str, Any]]) -> Callable[[str], Policy]:
@@ -140,53 +141,64 @@ def plan(candidates: Iterable[Candidate], of: Callable[[str], Policy], now: date
     return sorted(fates, key=lambda fate: BY_TIME(fate.name), reverse=True)
 
 
+@dataclass(slots=True)
+class _Judged:
+    """A backup while it is being judged, and what has been found to keep it."""
+
+    name: BackupName
+    candidate: Candidate
+    reasons: list[str] = field(default_factory=list)
+
+
 def _of_one_type(found: Sequence[Candidate], policy: Policy, now: datetime, only: Only) -> Iterator[Fate]:
     for candidate in found:
         if candidate.begun:
-            yield Fate(candidate.name, False, ("an earlier cleanup had begun to",))
-    newest_first = sorted((c for c in found if not c.begun), key=lambda c: BY_TIME(c.name), reverse=True)
-    future = [c for c in newest_first if c.name.at > now]
-    past = [c for c in newest_first if c.name.at <= now]
-    whole = [c for c in past if c.whole]
-    reasons: dict[BackupName, list[str]] = {c.name: [] for c in newest_first}
+            yield Fate(candidate.name, False, ("an earlier cleanup had begun to",), candidate.whole)
+    newest_first = [_Judged(c.name, c) for c in found if not c.begun]
+    newest_first.sort(key=lambda judged: BY_TIME(judged.name), reverse=True)
+    future = [judged for judged in newest_first if judged.name.at > now]
+    # They come first.
+    past = newest_first[len(future) :]
+    whole = [judged for judged in past if judged.candidate.whole]
     # Whole ones first and by themselves, so that no other takes a place from them.
     for among in (whole, past):
-        for name, reason in _kept_anyway(among, only, now) if only.given else _kept(among, policy):
-            if reason not in reasons[name]:
-                reasons[name].append(reason)
-    for candidate in future:
-        reasons[candidate.name].append("dated in the future")
+        for judged, reason in _kept_anyway(among, only, now) if only.given else _kept(among, policy):
+            if reason not in judged.reasons:
+                judged.reasons.append(reason)
+    for judged in future:
+        judged.reasons.append("dated in the future")
     # Also one that is dated in the future may be all there is that is whole.
-    for candidate in [c for c in newest_first if c.whole][:1] + whole[:1]:
-        reasons[candidate.name] = reasons[candidate.name] or ["the newest whole one"]
-    for candidate in newest_first:
-        kept = reasons[candidate.name] + ([candidate.needed] if candidate.needed else [])
-        yield Fate(candidate.name, bool(kept), tuple(kept or _why_gone(candidate, only)))
+    for judged in [j for j in newest_first if j.candidate.whole][:1] + whole[:1]:
+        judged.reasons = judged.reasons or ["the newest whole one"]
+    for judged in newest_first:
+        candidate = judged.candidate
+        kept = [*judged.reasons, candidate.needed] if candidate.needed else judged.reasons
+        yield Fate(judged.name, bool(kept), tuple(kept or _why_gone(candidate, only)), candidate.whole)
 
 
-def _kept(newest_first: Sequence[Candidate], policy: Policy) -> Iterator[tuple[BackupName, str]]:
+def _kept(newest_first: Sequence[_Judged], policy: Policy) -> Iterator[tuple[_Judged, str]]:
     for title, count, period, shown in (
         ("daily", policy.daily, datetime.date, "%Y-%m-%d"),
         ("weekly", policy.weekly, lambda at: at.isocalendar()[:2], "%G-W%V"),
         ("monthly", policy.monthly, lambda at: (at.year, at.month), "%Y-%m"),
     ):
         newest = islice(_newest_of_each(newest_first, period), count)
-        yield from ((name, f"{title} {name.at.strftime(shown)}") for name in newest)
-    if policy.last:
-        yield from ((c.name, f"one of the last {policy.last}") for c in newest_first[: policy.last])
+        yield from ((judged, f"{title} {judged.name.at.strftime(shown)}") for judged in newest)
+    last = f"one of the last {policy.last}"
+    yield from ((judged, last) for judged in newest_first[: policy.last])
 
 
-def _newest_of_each(newest_first: Sequence[Candidate], period: Callable[[datetime], object]) -> Iterator[BackupName]:
-    for _, of_one in groupby(newest_first, lambda candidate: period(candidate.name.at)):
-        yield next(of_one).name
+def _newest_of_each(newest_first: Sequence[_Judged], period: Callable[[datetime], object]) -> Iterator[_Judged]:
+    for _, of_one in groupby(newest_first, lambda judged: period(judged.name.at)):
+        yield next(of_one)
 
 
-def _kept_anyway(newest_first: Sequence[Candidate], only: Only, now: datetime) -> Iterator[tuple[BackupName, str]]:
-    for place, candidate in enumerate(newest_first):
+def _kept_anyway(newest_first: Sequence[_Judged], only: Only, now: datetime) -> Iterator[tuple[_Judged, str]]:
+    for place, judged in enumerate(newest_first):
         if only.keep is not None and place < only.keep:
-            yield candidate.name, f"one of the last {only.keep}"
-        if only.older_than is not None and now - candidate.name.at <= timedelta(days=only.older_than):
-            yield candidate.name, f"not older than {_days(only.older_than)}"
+            yield judged, f"one of the last {only.keep}"
+        if only.older_than is not None and now - judged.name.at <= timedelta(days=only.older_than):
+            yield judged, f"not older than {_days(only.older_than)}"
 
 
 def _why_gone(candidate: Candidate, only: Only) -> list[str]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from . import info as info_
 from .errors import Failed, Refused
-from .info import Info
+from .info import Gist, Info
 from .machine import CommandError, Entry, Machine, Survey
 from .model import BY_TIME, INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
 from .units import listed
@@ -36,19 +36,34 @@ _NOTES = re.compile(r"\.(?:removing|undo\.json|migrations\.json(?:\.migrated)?|r
 
 
 class Backup(NamedTuple):
-    """One backup: the files there are, and its `.info` where that is ours and readable."""
+    """One backup: the files there are, and what its `.info` says."""
 
     name: str
     folder: str
     type: str
     created_at: datetime | None
     sizes: dict[Format, int]
-    has_info: bool = False
-    info: Info | None = None
-    damaged: bool = False
-    """Whether that was ours once and can be read no more."""
+    raw: bytes | None = None
+    """Its `.info` as it is."""
+    gist: Gist | None = None
+    """What it is judged by, where that is ours and readable."""
     chosen: Format | None = None
     """The format a path has fixed."""
+
+    @property
+    def has_info(self) -> bool:
+        """Whether there is an `.info`, ours or not."""
+        return self.raw is not None
+
+    @property
+    def info(self) -> Info | None:
+        """The whole document, where that is ours and readable."""
+        return info_.decode(self.raw) if self.raw is not None and self.gist else None
+
+    @property
+    def damaged(self) -> bool:
+        """Whether its `.info` was ours once and can be read no more."""
+        return self.raw is not None and self.info is None and info_.is_damaged(self.raw)
 
     @property
     def bytes(self) -> int:
@@ -58,9 +73,9 @@ class Backup(NamedTuple):
     @property
     def complete(self) -> bool:
         """Whether every file its `.info` names is there in its size; for an old script's, whether any is."""
-        if self.info is None:
+        if self.gist is None:
             return self.has_info and not self.damaged and bool(self.sizes)
-        files, sizes = self.info.files, self.sizes
+        files, sizes = self.gist.files, self.sizes
         for format_, extension in _FORMATS:
             if extension in files and files[extension].bytes != sizes.get(format_):
                 return False
@@ -69,7 +84,7 @@ class Backup(NamedTuple):
     @property
     def missing(self) -> list[str]:
         """The extensions its `.info` names that have no file."""
-        named = self.info.files if self.info else {}
+        named = self.gist.files if self.gist else {}
         return [e for e in named if not any(f.extension == e for f in self.sizes)]
 
     def has(self, extension: str) -> bool:
@@ -222,11 +237,10 @@ class Store:
         sizes = {f: given[file] for f, extension in _FORMATS if (file := text + extension) in given}
         # One that went away between two looks is not there.
         raw = found.texts.get(text + INFO)
-        if raw is None:
-            return Backup(text, folder, name.type, name.at, sizes, chosen=chosen) if sizes else None
-        info = info_.decode(raw)
-        damaged = info is None and info_.is_damaged(raw)
-        return Backup(text, folder, name.type, name.at, sizes, True, info, damaged, chosen)
+        if raw is None and not sizes:
+            return None
+        gist = info_.gist(raw) if raw is not None else None
+        return Backup(text, folder, name.type, name.at, sizes, raw, gist, chosen)
 
     # Taking one in
 

@@ -13,7 +13,8 @@ from datetime import datetime
 from functools import partial
 from time import monotonic
 
-from . import catalog, loading, signals, url
+from . import aside, catalog, loading, signals, url
+from .aside import cut_off, tell_of_migrations
 from .catalog import Bound, Present
 from .crew import Crew
 from .desk import Connection, Desk
@@ -164,63 +165,17 @@ def conclude(desk: Desk, server: Connection, change: Change) -> None:
 
 
 def _remember(desk: Desk, server: Connection, change: Change) -> None:
-    let_go(desk, server, change.key, change.before)
+    aside.let_go(desk, server, change.key, change.before)
     desk.journal.remember(change)
-
-
-def let_go(desk: Desk, server: Connection, key: tuple[str, str, int], but: str = "") -> None:
-    """Let no earlier change of a database be undone, and drop what it kept aside, all *but* one; or drop it later."""
-    earlier = [c for c in desk.journal.done() if c.key == key and c.before != but]
-    stuck = [c for c in earlier if c.how == "swap" and not drop_aside(desk, server, c)]
-    desk.journal.supersede([c for c in earlier if c not in stuck], stuck)
-
-
-def drop_aside(desk: Desk, server: Connection, change: Change) -> bool:
-    """Drop the database a change has kept aside, if it is there still; one that cannot be dropped is said."""
-    name = identifier(change.before)
-    if refused := server.session.attempt(f"drop database if exists {name} with (force)"):
-        desk.report.warn(f"{change.before}, kept aside by an earlier {change.task}, could not be dropped: {refused}")
-    return not refused
-
-
-def expire(desk: Desk) -> None:
-    """Drop what has been kept aside for longer than the setting; a server that cannot be reached is said."""
-    if not any(change.how == "swap" and _has_expired(desk, change) for change in desk.journal.done()):
-        return
-    try:
-        with loading.maintenance(desk, desk.choice.database) as server:
-            drop_expired(desk, server)
-    except TaskError as error:
-        desk.report.warn(f"What restores have kept aside for too long stays: {error.message}")
-
-
-def _has_expired(desk: Desk, change: Change) -> bool:
-    return not change.undoable or change.older(desk.clock(), desk.settings.aside_hours)
-
-
-def drop_expired(desk: Desk, server: Connection) -> None:
-    """Drop the databases of this server kept aside for longer than the setting."""
-    here = server.database
-    expired = [
-        change
-        for change in desk.journal.done()
-        if change.how == "swap" and change.key[1:] == url.key(here)[1:] and _has_expired(desk, change)
-    ]
-    dropped = [change for change in expired if drop_aside(desk, server, change)]
-    for change in dropped:
-        why = f"for more than {desk.settings.aside_hours} hours" if change.undoable else f"by {change.task}"
-        desk.report.say(f"Dropped {change.before}, kept aside {why}.")
-    if dropped:
-        desk.journal.forget(lambda change: change in dropped)
 
 
 def settle(desk: Desk) -> None:
     """Find out how the changes ended that dead runs were making, and say so; only under the lock."""
-    _tell_of_migrations(desk)
+    tell_of_migrations(desk)
     database, change = desk.choice.database, desk.journal.under_way()
     here = url.key(database)[1:]
     if change and change.key[1:] != here:
-        desk.report.warn(_cut_off(change) + " Whether it was done is found out by the next task that works on it.")
+        desk.report.warn(cut_off(change) + " Whether it was done is found out by the next task that works on it.")
         change = None
     changes = [c for c in desk.journal.elsewhere() if c.key[1:] == here]
     if not (change or changes):
@@ -240,37 +195,13 @@ def _settle(desk: Desk, server: Connection, change: Change, end: Callable[[], No
     end()
     if made:
         desk.report.say(
-            f"{_cut_off(change)} It had been done: {change.name} is what it was to be; inv db.undo takes it back."
+            f"{cut_off(change)} It had been done: {change.name} is what it was to be; inv db.undo takes it back."
         )
     elif made is None:
         gone = f"{change.name} or its server has been made anew since then, so nobody can say whether it was done."
-        desk.report.warn(f"{_cut_off(change)} {gone}")
+        desk.report.warn(f"{cut_off(change)} {gone}")
     else:
-        desk.report.say(f"{_cut_off(change)} {change.name} is as it was before.")
-
-
-def tell(desk: Desk) -> None:
-    """Say that a dead run was making a change, without looking how it ended."""
-    _tell_of_migrations(desk)
-    under_way = desk.journal.under_way()
-    for change in (*desk.journal.elsewhere(), *([under_way] if under_way else [])):
-        if desk.machine.alive(change.presence):
-            continue
-        desk.report.warn(f"{_cut_off(change)} The next backup, restore or undo finds out how it ended.")
-
-
-def _tell_of_migrations(desk: Desk) -> None:
-    for migration in desk.migrations.all():
-        if migration.state == "under way" and not desk.machine.alive(migration.presence):
-            desk.report.warn(
-                f"db.migrate of {migration.name} was cut off at {migration.at}: what it left is neither migrated nor "
-                "as before. inv db.rollback puts it back.",
-                loud=True,
-            )
-
-
-def _cut_off(change: Change) -> str:
-    return f"{change.task} on {change.name} was cut off at {change.at}."
+        desk.report.say(f"{cut_off(change)} {change.name} is as it was before.")
 
 
 def was_made(desk: Desk, server: Connection, change: Change) -> bool | None:

@@ -21,6 +21,7 @@ from benches import Bench
 from conftest import ROOT, Project, Server, missing
 
 from bench.shelves import DOCUMENT
+from pg_backup_tasks import info
 from pg_backup_tasks.cleanup import Shelf
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.info import Restored
@@ -396,7 +397,8 @@ def shelf_of(count: int, type_: str = "auto", only: Only = Only(), *, gaps: int 
     for number, at in enumerate(nights(count)):
         its = type_ if number % 2 else "manual"
         name = f"backup_{its}_{at:%Y%m%d_%H%M%S}"
-        found[name] = Backup(name, "/b", its, at, {Format.DUMP: 987_654_321}, has_info=bool(number % gaps))
+        raw = b"an old script's" if number % gaps else None
+        found[name] = Backup(name, "/b", its, at, {Format.DUMP: 987_654_321}, raw)
     candidates = [Candidate(parsed, b.complete) for b in found.values() if (parsed := BackupName.parse(b.name))]
     rules = {t: f"Policy: {USUAL.get(t, Policy())}" for t in sorted({b.type for b in found.values()})}
     return Shelf(plan(candidates, lambda t: USUAL.get(t, Policy()), TODAY, only), found, rules)
@@ -451,9 +453,10 @@ def test_a_list_fits_the_screen(monkeypatch: pytest.MonkeyPatch, type_: str) -> 
     proven = Restored((TODAY - timedelta(days=1)).isoformat(), "18.1", 1.0)
     document = msgspec.structs.replace(DOCUMENT, database=database, restored=proven, files={})
     name = f"backup_{type_}_{TODAY:%Y%m%d_%H%M%S}"
-    whole = Backup(name, "/b", type_, TODAY, dict.fromkeys(Format, 249_900_000), has_info=True, info=document)
+    raw = info.encode(document)
+    whole = Backup(name, "/b", type_, TODAY, dict.fromkeys(Format, 249_900_000), raw, info.gist(raw))
     later = TODAY + timedelta(days=80)
-    for backup in (whole, whole._replace(has_info=False, info=None)):
+    for backup in (whole, whole._replace(raw=None, gist=None)):
 
         def show(report: Report, backup: Backup = backup) -> None:
             report.shelf([backup], [], "/b", later)

@@ -20,8 +20,8 @@ HOUSE = {
     "emptying retention",
     "places": "settings signals embedded bulk process survey here vouching openssh line far there lock crew store "
     "journal migration catalog premise written desk hosts",
-    "workflows": "consent loading analysis data_only single_tables dumps verify switching backup looking leavings "
-    "restore undo cleanup migrate rollback fetch pull",
+    "workflows": "consent loading aside analysis data_only single_tables dumps verify switching backup looking "
+    "leavings restore undo cleanup migrate rollback fetch pull",
     "face": "streams pictures report beside running collection __init__",
 }
 ORDER = " ".join(HOUSE.values()).split()

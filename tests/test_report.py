@@ -23,8 +23,9 @@ AT = datetime(2026, 11, 22, 14, 30, 22, tzinfo=UTC)
 def backup(name: str, database: str, *formats: Format) -> Backup:
     """Return a backup as it lies on a shelf."""
     read = info.decode(document(name, {f.extension: 558_500 for f in formats}))
-    described = msgspec.structs.replace(read, database=but(name=database)) if read else None
-    return Backup(name, "/b", "t", AT, dict.fromkeys(formats, 558_500), has_info=True, info=described)
+    assert read
+    raw = info.encode(msgspec.structs.replace(read, database=but(name=database)))
+    return Backup(name, "/b", "t", AT, dict.fromkeys(formats, 558_500), raw, info.gist(raw))
 
 
 def test_a_list_fits_into_80_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,6 +182,23 @@ def test_an_info_of_ours_that_is_damaged_proves_nothing(shelf: Shelf, raw: bytes
     assert shelf.find(f"backups/postgres/{NEW}.dump").damaged
 
 
+def test_an_info_that_is_not_what_its_gist_promises_is_damaged_for_who_reads_it(shelf: Shelf) -> None:
+    shelf.put(NEW, ".dump")
+    path = shelf.folder / f"{NEW}.info"
+    path.write_bytes(path.read_bytes().replace(b'"tables": {}', b'"tables": 5'))
+    backup = shelf.find("latest")
+    assert (backup.name, backup.info, backup.damaged) == (NEW, None, True)
+
+
+@pytest.mark.parametrize("key", Info.__struct_fields__)
+def test_an_info_that_lacks_something_has_no_gist(shelf: Shelf, key: str) -> None:
+    shelf.put(NEW, ".dump")
+    path = shelf.folder / f"{NEW}.info"
+    path.write_bytes(path.read_bytes().replace(f'\n  "{key}":'.encode(), f'\n  "{key[:-1]}":'.encode(), 1))
+    (backup,) = shelf.store.backups()
+    assert (backup.gist, backup.info, backup.damaged, backup.complete) == (None, None, True, False)
+
+
 class Strict(Here):
     """A machine on which one file may not be read, and another goes away between two looks."""
 
