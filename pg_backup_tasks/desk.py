@@ -199,8 +199,8 @@ class Desk:
         with ExitStack() as stack:
             with self._usable(folder):
                 self.machine.make_folder(folder)
-                stack.enter_context(lock.hold(self.machine, folder, task, self.clock, wait, self._tell_who))
-                unfinished = self.store.clear_remains()
+                held = lock.hold(self.machine, folder, task, self.clock, wait, self._tell_who)
+                unfinished = self.store.clear_remains(stack.enter_context(held))
             for name in unfinished:
                 self.report.say(f"Cleared what an earlier run left of {name}, which it never finished.")
             yield

@@ -17,7 +17,7 @@ from datetime import datetime
 
 from . import signals
 from .errors import Locked
-from .machine import Machine
+from .machine import Entry, Machine
 
 FILE = ".lock"
 _AGAIN = 0.2
@@ -55,10 +55,11 @@ def hold(
     clock: Callable[[], datetime],
     wait: float = 0,
     tell: Callable[[Holder], None] | None = None,
-) -> Iterator[None]:
+) -> Iterator[list[Entry]]:
     """Hold *folder*'s lock for this block, waiting up to *wait* seconds for it; raise Locked if it is taken.
 
-    Whoever holds it is told to *tell* before the waiting for them begins.
+    Whoever holds it is told to *tell* before the waiting for them begins. Yields what is hidden in the folder, which
+    had to be looked through.
     """
     me = Holder(machine.presence(), task, clock().strftime("%Y-%m-%dT%H:%M:%SZ"))
     deadline = time.monotonic() + wait
@@ -71,8 +72,9 @@ def hold(
                 tell(holder)
             waited_for = holder
             signals.sleep(_AGAIN)
-        _sweep(machine, folder)
-        yield
+        hidden = machine.entries(folder, ".") or []
+        _sweep(machine, folder, hidden)
+        yield hidden
     finally:
         _release(machine, folder, me)
 
@@ -119,12 +121,12 @@ def _release(machine: Machine, folder: str, me: Holder) -> None:
         machine.remove(path)
 
 
-def _sweep(machine: Machine, folder: str) -> None:
+def _sweep(machine: Machine, folder: str, hidden: list[Entry]) -> None:
     """Remove the links no chain leads to any more, left by who died just then; only under the lock."""
     whole = {path for path, _ in _chain(machine, folder)[0]}
-    for entry in machine.entries(folder, f"{FILE}.") or []:
+    for entry in hidden:
         path = f"{folder}/{entry.name}"
-        if path in whole or entry.target is None:
+        if path in whole or entry.target is None or not entry.name.startswith(f"{FILE}."):
             continue
         if not machine.alive(Holder.parse(entry.target).presence):
             machine.remove(path)

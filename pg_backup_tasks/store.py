@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ _REMOVING = ".removing"
 # Who reads a backup for a while, without the lock: a link that says who.
 _IN_USE = ".in_use_"
 _MOST_LINKS = 8
+_AGE = attrgetter("created_at")
 _FORMATS = tuple((f, f.extension) for f in Format)
 # Clocks of two machines differ; what is dated later than that is not the latest of anything.
 _SKEW = timedelta(hours=1)
@@ -259,9 +261,8 @@ class Store:
         self.machine.make_folder(path)
         return Staging(self, name, path, formats)
 
-    def clear_remains(self) -> list[str]:
-        """Remove what dead runs left, returning the backups they did not finish; only under the lock."""
-        hidden = self._entries(".")
+    def clear_remains(self, hidden: Sequence[Entry]) -> list[str]:
+        """Remove what dead runs left *hidden*, returning the backups they did not finish; only under the lock."""
         for entry in hidden:
             name = BackupName.parse(entry.name.removeprefix(PARTIAL))
             if entry.name.startswith(PARTIAL) and name:
@@ -320,7 +321,7 @@ class Store:
         Dying in between leaves none that looks whole, and what has been begun is remembered. Raises Failed for what
         cannot be removed, once everything else is.
         """
-        backups = sorted(backups, key=lambda b: str(b.created_at))  # what dies early leaves the newer ones
+        backups = sorted(backups, key=_AGE)  # what dies early leaves the newer ones
         names = {b.name for b in backups}
         others = self.begun() - names
         self._redirect(names)
