@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from .errors import Failed
 from .model import Command, Digest, Format, Item
 from .sqltext import SqlDump
+
+T = TypeVar("T")
 
 Progress = Callable[[int], None]
 
@@ -37,12 +39,11 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Survey:
-    """The files of a folder, by their names: their sizes in bytes, and what the small ones asked for say."""
+class Survey(Generic[T]):
+    """The files of a folder, by their names: their sizes in bytes, and what has been made of the texts asked for."""
 
     sizes: dict[str, int]
-    texts: dict[str, bytes]
-    """A text that may not be read is empty."""
+    texts: dict[str, T]
 
 
 @dataclass(frozen=True)
@@ -218,10 +219,11 @@ class Machine(Protocol):
         """Return what is in *folder* under names *starting* so, and *holding* that behind it; None without a folder."""
         ...
 
-    def survey(self, folder: str, starting: str, ending: str) -> Survey | None:
+    def survey(self, folder: str, starting: str, ending: str, read: Callable[[bytes], T]) -> Survey[T] | None:
         """Return the sizes of *folder*'s files under names *starting* so, and the texts of those with that *ending*.
 
-        What is no file itself, as a link, is left out; None without a folder.
+        *read* is given each text, an empty one where it may not be read, and makes of it what is wanted. What is no
+        file itself, as a link, is left out; None without a folder.
         """
         ...
 

@@ -28,6 +28,8 @@ _REMOVING = ".removing"
 _IN_USE = ".in_use_"
 _MOST_LINKS = 8
 _AGE = attrgetter("created_at")
+# An `.info` as it is, and its gist.
+_Text = tuple[bytes, Gist | None]
 _FORMATS = tuple((f, f.extension) for f in Format)
 # Clocks of two machines differ; what is dated later than that is not the latest of anything.
 _SKEW = timedelta(hours=1)
@@ -174,8 +176,8 @@ class Store:
     def _entries(self, starting: str = "", holding: str = "") -> list[Entry]:
         return self.machine.entries(self.folder, starting, holding) or []
 
-    def _survey(self, starting: str, folder: str = "") -> Survey:
-        return self.machine.survey(folder or self.folder, starting, INFO) or Survey({}, {})
+    def _survey(self, starting: str, folder: str = "") -> Survey[_Text]:
+        return self.machine.survey(folder or self.folder, starting, INFO, _read) or Survey({}, {})
 
     def some(self) -> list[Backup]:
         """Return every backup. Raises Refused where there is none."""
@@ -234,14 +236,15 @@ class Store:
             raise Refused(f"{folder}/{entry.name} is no PostgreSQL dump.", hint="inv db.list")
         return Backup(entry.name, folder, "", None, {format_: entry.bytes}, chosen=format_)
 
-    def _backup(self, name: BackupName, found: Survey, folder: str, chosen: Format | None = None) -> Backup | None:
+    def _backup(
+        self, name: BackupName, found: Survey[_Text], folder: str, chosen: Format | None = None
+    ) -> Backup | None:
         text, given = str(name), found.sizes
         sizes = {f: given[file] for f, extension in _FORMATS if (file := text + extension) in given}
         # One that went away between two looks is not there.
-        raw = found.texts.get(text + INFO)
+        raw, gist = found.texts.get(text + INFO, (None, None))
         if raw is None and not sizes:
             return None
-        gist = info_.gist(raw) if raw is not None else None
         return Backup(text, folder, name.type, name.at, sizes, raw, gist, chosen)
 
     # Taking one in
@@ -454,6 +457,10 @@ class Staging:
     def discard(self) -> None:
         """Remove what is left of it."""
         self.store.machine.remove_tree(self.path)
+
+
+def _read(raw: bytes) -> _Text:
+    return raw, info_.gist(raw)
 
 
 def _extensions() -> tuple[str, ...]:

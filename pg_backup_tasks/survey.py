@@ -10,23 +10,26 @@ import os
 import stat
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from .machine import Survey
+
+T = TypeVar("T")
 
 # From how many on a second process is worth its start, and how much of the asking is left to it: in the time of the
 # rest the texts can be read.
 _MANY = 2000
-_PART = 0.7
+_PART = 0.9
 _NOT_A_FILE = -1
 _SMALL = 1 << 16
 # Neither a pipe nor a link under that name must hold us up, or lead us elsewhere.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
-def of(folder: str, starting: str, ending: str) -> Survey | None:
-    """Return the sizes of the files under names *starting* so, and the texts of those with that *ending*.
+def of(folder: str, starting: str, ending: str, read: Callable[[bytes], T]) -> Survey[T] | None:
+    """Return the sizes of the files under names *starting* so, and what *read* makes of those with that *ending*.
 
     None without a folder. Raises OSError where it may not be looked into.
     """
@@ -38,11 +41,11 @@ def of(folder: str, starting: str, ending: str) -> Survey | None:
         names = [name for name in os.listdir(descriptor) if name.startswith(starting)]
         part = int(len(names) * _PART) if _is_worth_two(len(names)) else 0
         with _asked_beside(names[:part], descriptor) as answer:
-            texts = {name: _text(name, descriptor) for name in names if name.endswith(ending)}
+            texts = _texts((name for name in names if name.endswith(ending)), descriptor, read)
             rest = _sizes(names[part:], descriptor)
             found = zip(names, [*answer(), *rest], strict=True)
         sizes = {name: size for name, size in found if size != _NOT_A_FILE}
-        return Survey(sizes, {name: text for name, text in texts.items() if text is not None and name in sizes})
+        return Survey(sizes, {name: text for name, text in texts.items() if name in sizes})
     finally:
         os.close(descriptor)
 
@@ -62,6 +65,15 @@ def _sizes(names: Sequence[str], folder: int) -> list[int]:
         else:
             sizes.append(found.st_size if stat.S_ISREG(found.st_mode) else _NOT_A_FILE)
     return sizes
+
+
+def _texts(names: Iterable[str], folder: int, read: Callable[[bytes], T]) -> dict[str, T]:
+    texts = {}
+    for name in names:
+        if (text := _text(name, folder)) is not None:
+            # Now that the processor has it at hand; ten thousand later it would have to be fetched again.
+            texts[name] = read(text)
+    return texts
 
 
 def _text(name: str, folder: int) -> bytes | None:

@@ -510,7 +510,7 @@ def test_files_with_their_sizes_and_what_the_small_ones_say(machine: Machine, fo
     (folder / "a folder.info").mkdir()
     (folder / "a link.info").symlink_to("b.info")
     os.mkfifo(folder / "a pipe.info")
-    found = machine.survey(str(folder), "a", ".info")
+    found = machine.survey(str(folder), "a", ".info", bytes)
     assert found
     assert found.texts == given
     assert found.sizes == {name: len(text) for name, text in given.items()} | {"a dump": 5}
@@ -532,14 +532,14 @@ def test_one_that_may_not_be_read_keeps_none_of_the_others_unread(
     barred = 'case "$*" in *b.info*) echo "sh: cannot open b.info: Permission denied" >&2; exit 2;; esac\n'
     monkeypatch.setattr("pg_backup_tasks.survey.os.open", open_)
     monkeypatch.setattr(posix, "READ", barred + posix.READ)
-    found = machine.survey(str(folder), "", ".info")
+    found = machine.survey(str(folder), "", ".info", bytes)
     assert found
     others = {name: name.encode() for name in ("a.info", "c.info", "d.info", "e.info")}
     assert found.texts == others | {"b.info": b""}
     assert found.sizes == dict.fromkeys(found.texts, 6)
 
 
-def many(folder: Path) -> Survey:
+def many(folder: Path) -> Survey[bytes]:
     """Put more files there than one process asks for, and return them."""
     given = {f"{number}.{'info' if number % 5 == 0 else 'dump'}": b"x" * (number % 7) for number in range(5000)}
     for name, text in given.items():
@@ -570,7 +570,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_many_files_with_their_sizes(machine: Machine, folder: Path, two: list[int]) -> None:
     given = many(folder)
     (folder / "link.dump").symlink_to("1.dump")
-    assert machine.survey(str(folder), "", ".info") == given
+    assert machine.survey(str(folder), "", ".info", bytes) == given
     assert len(two) == (0 if machine.name else 1)
 
 
@@ -596,7 +596,7 @@ def test_what_a_second_process_does_not_answer_is_asked_again(
 ) -> None:
     given = many(folder)
     monkeypatch.setattr(f"pg_backup_tasks.survey.{what}", instead)
-    assert Here().survey(str(folder), "", ".info") == given
+    assert Here().survey(str(folder), "", ".info", bytes) == given
     assert len(two) == 1
 
 
@@ -604,7 +604,7 @@ def test_two_look_also_where_nobody_may_wait_for_a_child(folder: Path, two: list
     given = many(folder)
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        assert Here().survey(str(folder), "", ".info") == given
+        assert Here().survey(str(folder), "", ".info", bytes) == given
         assert len(two) == 1
     finally:
         signal.signal(signal.SIGCHLD, before)
@@ -620,7 +620,7 @@ def test_nobody_is_left_of_two_who_were_interrupted(
 
     monkeypatch.setattr(survey, "_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        Here().survey(str(folder), "", ".info")
+        Here().survey(str(folder), "", ".info", bytes)
     (child,) = two
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
@@ -629,13 +629,13 @@ def test_nobody_is_left_of_two_who_were_interrupted(
 def test_while_threads_are_at_work_one_looks(folder: Path, two: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     given = many(folder)
     monkeypatch.setattr("pg_backup_tasks.survey.threading.active_count", lambda: 2)
-    assert Here().survey(str(folder), "", ".info") == given
+    assert Here().survey(str(folder), "", ".info", bytes) == given
     assert two == []
 
 
 def test_a_folder_that_is_empty_or_not_there(machine: Machine, folder: Path) -> None:
-    assert machine.survey(str(folder), "", "") == Survey({}, {})
-    assert machine.survey(str(folder / "none"), "", "") is None
+    assert machine.survey(str(folder), "", "", bytes) == Survey({}, {})
+    assert machine.survey(str(folder / "none"), "", "", bytes) is None
     assert machine.entries(str(folder)) == []
     assert machine.entries(str(folder / "none")) is None
 

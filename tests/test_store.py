@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import pytest
 from described import PLAIN
@@ -20,6 +21,8 @@ from pg_backup_tasks.info import FileInfo, Info
 from pg_backup_tasks.machine import Machine, Survey
 from pg_backup_tasks.model import BackupName, Format, split_file
 from pg_backup_tasks.store import Backup, Store
+
+T = TypeVar("T")
 
 AT = datetime(2026, 11, 22, 14, 30, 22, tzinfo=UTC)
 HEADS = {
@@ -206,10 +209,10 @@ def test_an_info_that_lacks_something_has_no_gist(shelf: Shelf, key: str) -> Non
 class Strict(Here):
     """A machine on which one file may not be read, and another goes away between two looks."""
 
-    def survey(self, folder: str, starting: str, ending: str) -> Survey | None:
-        found = super().survey(folder, starting, ending)
+    def survey(self, folder: str, starting: str, ending: str, read: Callable[[bytes], T]) -> Survey[T] | None:
+        found = super().survey(folder, starting, ending, bytes)
         assert found
-        texts = {name: b"" if NEW in name else text for name, text in found.texts.items() if AUTO not in name}
+        texts = {name: read(b"" if NEW in name else text) for name, text in found.texts.items() if AUTO not in name}
         return Survey(found.sizes, texts)
 
 
@@ -257,9 +260,9 @@ class Memory:
     def __init__(self, files: set[str]) -> None:
         self._files = files
 
-    def survey(self, folder: str, starting: str, ending: str) -> Survey:
+    def survey(self, folder: str, starting: str, ending: str, read: Callable[[bytes], T]) -> Survey[T]:
         sizes = {name: 1 for name in self._files if name.startswith(starting)}
-        return Survey(sizes, {name: b"an old script's" for name in sizes if name.endswith(ending)})
+        return Survey(sizes, {name: read(b"an old script's") for name in sizes if name.endswith(ending)})
 
 
 stamps = st.datetimes(datetime(2000, 1, 1), datetime(2099, 12, 31)).map(  # noqa: DTZ001
