@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -95,8 +95,16 @@ class _Sized(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     sha256: msgspec.Raw
 
 
-class Gist(msgspec.Struct, frozen=True, gc=False):
-    """What a backup on a shelf of thousands is judged by; all else in its document is only seen to be there."""
+class Gist(NamedTuple):
+    """What a backup on a shelf of thousands is judged by: its database, its files' sizes in bytes, its last proof."""
+
+    database: str
+    files: dict[str, int]
+    restored_at: str | None
+
+
+class _Skimmed(msgspec.Struct, frozen=True, gc=False):
+    """The document with nothing looked at but the gist; the rest is only seen to be there."""
 
     version: int
     database: _Named
@@ -117,7 +125,7 @@ class Gist(msgspec.Struct, frozen=True, gc=False):
 
 
 _DECODER = msgspec.json.Decoder(Info)
-_GIST = msgspec.json.Decoder(Gist)
+_SKIMMER = msgspec.json.Decoder(_Skimmed)
 
 
 def encode(info: Info) -> bytes:
@@ -138,10 +146,13 @@ def decode(raw: bytes) -> Info | None:
 def gist(raw: bytes) -> Gist | None:
     """Return the document's gist, or None where there is none to be had."""
     try:
-        found: Gist = _GIST.decode(raw)
+        found: _Skimmed = _SKIMMER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return found if found.version == VERSION else None
+    if found.version != VERSION:
+        return None
+    sizes = {extension: file.bytes for extension, file in found.files.items()}
+    return Gist(found.database.name, sizes, found.restored.at if found.restored else None)
 
 
 def is_damaged(raw: bytes) -> bool:

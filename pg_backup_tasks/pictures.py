@@ -130,7 +130,7 @@ def _fate(fate: Fate) -> tuple[bool, tuple[str, ...]]:
 
 
 def _database(backup: Backup) -> str:
-    name = backup.gist.database.name if backup.gist else "?"
+    name = backup.gist.database if backup.gist else "?"
     return name if name.isprintable() else "".join(c if c.isprintable() else "?" for c in name)
 
 
@@ -151,10 +151,10 @@ def _state(backup: Backup, now: datetime) -> str:
         return _BROKEN
     if backup.gist is None:
         return "no checksums"
-    if backup.gist.restored is None:
+    if backup.gist.restored_at is None:
         return "whole"
     with suppress(ValueError):
-        at = datetime.fromisoformat(backup.gist.restored.at)
+        at = datetime.fromisoformat(backup.gist.restored_at)
         return f"proven {short_age((now - at).total_seconds())}"
     return "proven"
 
@@ -167,10 +167,10 @@ def listed_document(backup: Backup) -> dict[str, Any]:
         "type": backup.type,
         "created_at": backup.created_at.isoformat().replace("+00:00", "Z") if backup.created_at else None,
         "bytes": backup.bytes,
-        "database": gist.database.name if gist else None,
+        "database": gist.database if gist else None,
         "formats": [f.value for f in backup.sizes],
         "complete": backup.complete,
-        "restored_at": gist.restored.at if gist and gist.restored else None,
+        "restored_at": gist.restored_at if gist else None,
     }
 
 

@@ -81,7 +81,7 @@ class Backup(NamedTuple):
             return self.has_info and not self.damaged and bool(self.sizes)
         files, sizes = self.gist.files, self.sizes
         for format_, extension in _FORMATS:
-            if extension in files and files[extension].bytes != sizes.get(format_):
+            if extension in files and files[extension] != sizes.get(format_):
                 return False
         return True
 
