@@ -22,15 +22,15 @@ class Style(Enum):
     ALARM = "\x1b[31m"
 
 
-class Row(NamedTuple):
-    """One row of a table."""
+class Table(NamedTuple):
+    """What stands in each column, from the first row to the last, and how each row is to be seen."""
 
-    cells: tuple[str, ...]
-    style: Style = Style.PLAIN
+    columns: Sequence[Sequence[str]]
+    styles: Sequence[Style]
 
 
 def lines(
-    rows: Sequence[Row],
+    table: Table,
     width: int,
     *,
     coloured: bool,
@@ -41,7 +41,7 @@ def lines(
 
     The columns in *right* stand to the right; those in *giving* are cut where there is no room, the first one first.
     """
-    columns = [*zip(*(row.cells for row in rows), strict=True)]
+    columns, styles = table
     widths = [max(map(len if _is_plain(column) else cells, column)) for column in columns]
     excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
     for column in giving:
@@ -49,8 +49,8 @@ def lines(
         widths[column] -= given
         excess -= given
     shown = [_fitted(column, width, n in right) for n, (column, width) in enumerate(zip(columns, widths, strict=True))]
-    for row, parts in zip(rows, zip(*shown, strict=True), strict=True):
-        yield _styled(_GAP.join(parts).rstrip(), row.style, coloured)
+    for style, parts in zip(styles, zip(*shown, strict=True), strict=True):
+        yield _styled(_GAP.join(parts).rstrip(), style, coloured)
 
 
 def title(text: str, width: int, *, coloured: bool) -> Iterator[str]:

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import columns
-from .columns import Row, Style
+from .columns import Style, Table
 from .model import ALL_FORMATS
 from .retention import NOT_WHOLE
 from .units import duration, listed, short_age, size
@@ -30,16 +30,20 @@ _DAYS = re.compile(r"([0-9]+) days?")
 _BROKEN = "NOT WHOLE"
 
 
-def shelf_rows(backups: list[Backup], now: datetime, *, numbered: bool = False) -> list[Row]:
+def shelf_table(backups: list[Backup], now: datetime, *, numbered: bool = False) -> Table:
     """Return the table of a shelf, its heading first; *numbered* for one to choose from."""
-    rows = [Row(("BACKUP", "AGE", "SIZE", "DATABASE", "FILES", "STATE"), Style.HEADING)]
-    for backup in backups:
-        age = short_age((now - backup.created_at).total_seconds()) if backup.created_at else "?"
-        state = _state(backup, now)
-        cells = (backup.name, age, size(backup.bytes), _database(backup), _files(backup), state)
-        rows.append(Row(cells, Style.ALARM if state == _BROKEN else Style.PLAIN))
-    numbers = ["#", *map(str, range(1, len(rows)))]
-    return [Row((n, *row.cells), row.style) for n, row in zip(numbers, rows, strict=True)] if numbered else rows
+    states = [_state(backup, now) for backup in backups]
+    columns = [
+        ["BACKUP", *(backup.name for backup in backups)],
+        ["AGE", *(_age(backup, now) for backup in backups)],
+        ["SIZE", *(size(backup.bytes) for backup in backups)],
+        ["DATABASE", *(_database(backup) for backup in backups)],
+        ["FILES", *(_files(backup) for backup in backups)],
+        ["STATE", *states],
+    ]
+    numbers = [["#", *map(str, range(1, len(backups) + 1))]] if numbered else []
+    styles = [Style.ALARM if state == _BROKEN else Style.PLAIN for state in states]
+    return Table([*numbers, *columns], [Style.HEADING, *styles])
 
 
 def fates_document(shelf: Shelf) -> dict[str, Any]:
@@ -107,8 +111,8 @@ def _shorter_and_shorter(head: str, reasons: list[str], *, goes: bool) -> Iterat
         yield head.removesuffix(": ")
 
 
-def fate_rows(fates: list[Fate], backups: Mapping[str, Backup], width: int, together: int) -> list[Row]:
-    """Return the rows of one type; more than *together* that go alike, one after the other, are one."""
+def fates_table(fates: list[Fate], backups: Mapping[str, Backup], width: int, together: int) -> Table:
+    """Return the table of one type; more than *together* that go alike, one after the other, are one."""
     groups: list[_Alike] = []
     for _, run in groupby(fates, _fate):
         same = list(run)
@@ -118,8 +122,7 @@ def fate_rows(fates: list[Fate], backups: Mapping[str, Backup], width: int, toge
             groups.append(_Alike(part, bytes_, len([fate for fate in part if not fate.whole])))
     names, sizes = [group.named for group in groups], [size(group.bytes) for group in groups]
     room = columns.room(width, max(map(len, names)), max(map(len, sizes)))
-    rows = zip(groups, names, sizes, strict=True)
-    return [Row((name, size_, group.why(room)), group.style) for group, name, size_ in rows]
+    return Table([names, sizes, [group.why(room) for group in groups]], [group.style for group in groups])
 
 
 def _fate(fate: Fate) -> tuple[bool, tuple[str, ...]]:
@@ -127,6 +130,10 @@ def _fate(fate: Fate) -> tuple[bool, tuple[str, ...]]:
     if NOT_WHOLE not in fate.reasons:
         return fate.kept, fate.reasons
     return fate.kept, tuple(reason for reason in fate.reasons if reason != NOT_WHOLE)
+
+
+def _age(backup: Backup, now: datetime) -> str:
+    return short_age((now - backup.created_at).total_seconds()) if backup.created_at else "?"
 
 
 def _database(backup: Backup) -> str:

@@ -14,16 +14,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from . import columns, hiding, signals
-from .columns import Row
+from .columns import Table
 from .errors import Failed, Refused, TaskError
 from .model import Mode
 from .pictures import (
     aside_document,
-    fate_rows,
     fates_document,
+    fates_table,
     how_many,
     listed_document,
-    shelf_rows,
+    shelf_table,
     sizes,
     verdict_document,
     verdict_lines,
@@ -133,7 +133,7 @@ class Report:
         from rich.prompt import IntPrompt
 
         console = _console(_stderr())
-        _print(shelf_rows(backups, datetime.now(UTC), numbered=True), _stderr())
+        _print(shelf_table(backups, datetime.now(UTC), numbered=True), _stderr())
         choices = [str(i + 1) for i in range(len(backups))]
         try:
             with signals.waiting():
@@ -242,7 +242,7 @@ class Report:
 
     def _shelf(self, backups: list[Backup], aside: list[Change], folder: str, now: datetime) -> None:
         if backups:
-            _print(shelf_rows(backups, now), self._out)
+            _print(shelf_table(backups, now), self._out)
         else:
             self._print(self._clean(f"No backups in {folder}. inv db.backup takes one."))
         for change in aside:
@@ -410,14 +410,14 @@ def _progress() -> Progress:
     )
 
 
-def _print(rows: list[Row], stream: TextIO | Heedless) -> None:
+def _print(table: Table, stream: TextIO | Heedless) -> None:
     """Print a table whose first row says what is in its columns."""
     # Rich's own table takes seconds for a shelf of thousands.
     width, coloured = _paper(stream)
-    titles = rows[0].cells
+    titles = [column[0] for column in table.columns]
     right = [titles.index(title) for title in ("#", "AGE", "SIZE") if title in titles]
     giving = [titles.index(title) for title in ("DATABASE", "FILES", "STATE")]
-    lines = columns.lines(rows, width, coloured=coloured, right=right, giving=giving)
+    lines = columns.lines(table, width, coloured=coloured, right=right, giving=giving)
     stream.write("".join(f"{line}\n" for line in lines))
 
 
@@ -431,8 +431,8 @@ def _print_fates(shelf: Shelf, stream: TextIO | Heedless) -> None:
     for type_, fates in by_type.items():
         going = sum(not fate.kept for fate in fates)
         heading = f"{type_}: {how_many(len(fates) - going, going)}. {shelf.rules[type_]}"
-        rows = fate_rows(fates, shelf.backups, width, together=_TOGETHER if stream.isatty() else len(fates))
-        lines = columns.lines(rows, width, coloured=coloured, right=(1,), giving=(2,))
+        table = fates_table(fates, shelf.backups, width, together=_TOGETHER if stream.isatty() else len(fates))
+        lines = columns.lines(table, width, coloured=coloured, right=(1,), giving=(2,))
         blocks.append("\n".join((*columns.title(heading, width, coloured=coloured), *lines)))
     stream.write("".join(f"{block}\n\n" for block in blocks))
 
