@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from . import columns
 from .columns import Style, Table
@@ -54,38 +54,9 @@ def fates_document(shelf: Shelf) -> dict[str, Any]:
     return parts
 
 
-class _Alike(NamedTuple):
-    """Backups of one type, one after the other, with the same fate; *broken* of them are not whole."""
-
-    fates: list[Fate]
-    bytes: int
-    broken: int
-
-    @property
-    def named(self) -> str:
-        """Which they are."""
-        newest, oldest = self.fates[0].name, self.fates[-1].name
-        if newest is oldest:
-            return str(newest)
-        if newest.at.date() == oldest.at.date():
-            return f"{oldest.at:%Y-%m-%d %H:%M} to {newest.at:%H:%M}"
-        return f"{oldest.at:%Y-%m-%d} to {newest.at:%Y-%m-%d}"
-
-    @property
-    def style(self) -> Style:
-        """How they are seen: what goes steps back, what is not whole stands out."""
-        if self.broken == len(self.fates):
-            return Style.ALARM
-        return Style.PLAIN if self.fates[0].kept else Style.DIM
-
-    def why(self, room: int) -> str:
-        """Return what becomes of them and why, in words that fit if there are any."""
-        first = self.fates[0]
-        return _why(first.kept, first.reasons, len(self.fates), self.broken, room)
-
-
 @lru_cache  # of a shelf of thousands most go, or stay, for the same reason
 def _why(kept: bool, given: tuple[str, ...], count: int, broken: int, room: int) -> str:
+    """Return what becomes of so many and why, in words that fit if there are any."""
     verb = "kept" if kept else "removed"
     head = f"{_BROKEN}, {verb}: " if broken else f"{verb}: "
     if count > 1:
@@ -113,16 +84,39 @@ def _shorter_and_shorter(head: str, reasons: list[str], *, goes: bool) -> Iterat
 
 def fates_table(fates: list[Fate], backups: Mapping[str, Backup], width: int, together: int) -> Table:
     """Return the table of one type; more than *together* that go alike, one after the other, are one."""
-    groups: list[_Alike] = []
+    parts = list(_alike(fates, together))
+    names = [_which(part) for part in parts]
+    sizes = [size(sum([backups[str(fate.name)].bytes for fate in part])) for part in parts]
+    broken = [sum([not fate.whole for fate in part]) for part in parts]
+    room = columns.room(width, max(map(len, names)), max(map(len, sizes)))
+    whys = [_why(p[0].kept, p[0].reasons, len(p), count, room) for p, count in zip(parts, broken, strict=True)]
+    return Table([names, sizes, whys], [_style(part, count) for part, count in zip(parts, broken, strict=True)])
+
+
+def _alike(fates: list[Fate], together: int) -> Iterator[list[Fate]]:
+    """Yield each by itself, or those together that go alike, where they are more than that."""
     for _, run in groupby(fates, _fate):
         same = list(run)
-        parts = [same] if len(same) > together and not same[0].kept else [[fate] for fate in same]
-        for part in parts:
-            bytes_ = sum([backups[str(fate.name)].bytes for fate in part])
-            groups.append(_Alike(part, bytes_, len([fate for fate in part if not fate.whole])))
-    names, sizes = [group.named for group in groups], [size(group.bytes) for group in groups]
-    room = columns.room(width, max(map(len, names)), max(map(len, sizes)))
-    return Table([names, sizes, [group.why(room) for group in groups]], [group.style for group in groups])
+        if len(same) > together and not same[0].kept:
+            yield same
+        else:
+            yield from ([fate] for fate in same)
+
+
+def _which(alike: list[Fate]) -> str:
+    newest, oldest = alike[0].name, alike[-1].name
+    if newest is oldest:
+        return str(newest)
+    if newest.at.date() == oldest.at.date():
+        return f"{oldest.at:%Y-%m-%d %H:%M} to {newest.at:%H:%M}"
+    return f"{oldest.at:%Y-%m-%d} to {newest.at:%Y-%m-%d}"
+
+
+def _style(alike: list[Fate], broken: int) -> Style:
+    """Return how they are seen: what goes steps back, what is not whole stands out."""
+    if broken == len(alike):
+        return Style.ALARM
+    return Style.PLAIN if alike[0].kept else Style.DIM
 
 
 def _fate(fate: Fate) -> tuple[bool, tuple[str, ...]]:
