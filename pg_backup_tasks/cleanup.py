@@ -90,6 +90,7 @@ def _note(desk: Desk, shelf: Shelf) -> None:
 
 def warn_of_damaged(desk: Desk, backups: Iterable[Backup]) -> None:
     """Say whose `.info` can be read no more."""
+    # Whether one is damaged takes long to say, and none is that has a gist.
     if damaged := [b.name for b in backups if not b.gist and b.damaged]:
         desk.report.warn(f"No .info to be read, so not known to be whole: {listed(damaged)}.")
 

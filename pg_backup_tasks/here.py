@@ -14,16 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 from . import bulk, machine, process, shell, signals, survey
 from .archive import DamagedError
 from .errors import Failed
-from .machine import CommandError, Derived, Done, Entry, Examined, Followed, Job, Load, Progress, Session, Survey
+from .machine import CommandError, Derived, Done, Entry, Examined, Followed, Job, Load, Progress, Session, Survey, T
 from .model import Command, Digest, Format, Item, format_of
 from .sqltext import SqlDump
-
-T = TypeVar("T")
 
 # How many at a time remove files, and for how many that is worth it.
 _REMOVERS = 8
@@ -202,8 +199,8 @@ class Here:
         finally:
             os.close(descriptor)
 
-    def survey(self, folder: str, starting: str, ending: str, read: Callable[[bytes], T]) -> Survey[T] | None:
-        return survey.of(folder, starting, ending, read)
+    def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
+        return survey.of(folder, starting, ending, make)
 
     def sizes(self, paths: Sequence[str]) -> list[int]:
         return [_size(path) for path in paths]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -55,11 +55,11 @@ def hold(
     clock: Callable[[], datetime],
     wait: float = 0,
     tell: Callable[[Holder], None] | None = None,
-) -> Iterator[list[Entry]]:
+) -> Iterator[Sequence[Entry]]:
     """Hold *folder*'s lock for this block, waiting up to *wait* seconds for it; raise Locked if it is taken.
 
-    Whoever holds it is told to *tell* before the waiting for them begins. Yields what is hidden in the folder, which
-    had to be looked through.
+    Whoever holds it is told to *tell* before the waiting for them begins. Yields what lies hidden in the folder, which
+    had to be looked through for dead links: of fifty thousand names nobody should ask twice.
     """
     me = Holder(machine.presence(), task, clock().strftime("%Y-%m-%dT%H:%M:%SZ"))
     deadline = time.monotonic() + wait
@@ -121,7 +121,7 @@ def _release(machine: Machine, folder: str, me: Holder) -> None:
         machine.remove(path)
 
 
-def _sweep(machine: Machine, folder: str, hidden: list[Entry]) -> None:
+def _sweep(machine: Machine, folder: str, hidden: Sequence[Entry]) -> None:
     """Remove the links no chain leads to any more, left by who died just then; only under the lock."""
     whole = {path for path, _ in _chain(machine, folder)[0]}
     for entry in hidden:

@@ -219,10 +219,10 @@ class Machine(Protocol):
         """Return what is in *folder* under names *starting* so, and *holding* that behind it; None without a folder."""
         ...
 
-    def survey(self, folder: str, starting: str, ending: str, read: Callable[[bytes], T]) -> Survey[T] | None:
+    def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
         """Return the sizes of *folder*'s files under names *starting* so, and the texts of those with that *ending*.
 
-        *read* is given each text, an empty one where it may not be read, and makes of it what is wanted. What is no
+        *make* is given each text, an empty one where it may not be read, and makes of it what is wanted. What is no
         file itself, as a link, is left out; None without a folder.
         """
         ...

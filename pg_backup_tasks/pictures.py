@@ -1,4 +1,4 @@
-"""What a shelf, a cleanup, a verdict and a migration look like: rows and lines for a terminal, documents for JSON."""
+"""What a shelf, a cleanup, a verdict and a migration look like: tables and lines for a terminal, documents for JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BROKEN = "NOT WHOLE"
 def shelf_table(backups: list[Backup], now: datetime, *, numbered: bool = False) -> Table:
     """Return the table of a shelf, its heading first; *numbered* for one to choose from."""
     states = [_state(backup, now) for backup in backups]
-    columns = [
+    parts = [
         ["BACKUP", *(backup.name for backup in backups)],
         ["AGE", *(_age(backup, now) for backup in backups)],
         ["SIZE", *(size(backup.bytes) for backup in backups)],
@@ -43,7 +43,7 @@ def shelf_table(backups: list[Backup], now: datetime, *, numbered: bool = False)
     ]
     numbers = [["#", *map(str, range(1, len(backups) + 1))]] if numbered else []
     styles = [Style.ALARM if state == _BROKEN else Style.PLAIN for state in states]
-    return Table([*numbers, *columns], [Style.HEADING, *styles])
+    return Table([*numbers, *parts], [Style.HEADING, *styles])
 
 
 def fates_document(shelf: Shelf) -> dict[str, Any]:
@@ -55,16 +55,16 @@ def fates_document(shelf: Shelf) -> dict[str, Any]:
 
 
 @lru_cache  # of a shelf of thousands most go, or stay, for the same reason
-def _why(kept: bool, given: tuple[str, ...], count: int, broken: int, room: int) -> str:
-    """Return what becomes of so many and why, in words that fit if there are any."""
+def _why(kept: bool, reasons: tuple[str, ...], *, count: int, broken: int, room: int) -> str:
+    """Return what becomes of *count*, of which so many are *broken*, and why, in words that fit if there are any."""
     verb = "kept" if kept else "removed"
     head = f"{_BROKEN}, {verb}: " if broken else f"{verb}: "
     if count > 1:
         some = f", {broken:,} {_BROKEN}" if broken else ""
         head = f"{count:,} {verb}{some}: "
-    reasons = [reason for reason in given if reason != NOT_WHOLE]
+    others = [reason for reason in reasons if reason != NOT_WHOLE]
     said = head
-    for said in _shorter_and_shorter(head, reasons, goes=broken > 0 and not kept):
+    for said in _shorter_and_shorter(head, others, goes=broken > 0 and not kept):
         if columns.cells(said) <= room:
             break
     return said
@@ -86,15 +86,18 @@ def fates_table(fates: list[Fate], backups: Mapping[str, Backup], width: int, to
     """Return the table of one type; more than *together* that go alike, one after the other, are one."""
     parts = list(_alike(fates, together))
     names = [_which(part) for part in parts]
-    sizes = [size(sum([backups[str(fate.name)].bytes for fate in part])) for part in parts]
-    broken = [sum([not fate.whole for fate in part]) for part in parts]
-    room = columns.room(width, max(map(len, names)), max(map(len, sizes)))
-    whys = [_why(p[0].kept, p[0].reasons, len(p), count, room) for p, count in zip(parts, broken, strict=True)]
-    return Table([names, sizes, whys], [_style(part, count) for part, count in zip(parts, broken, strict=True)])
+    bytes_ = [size(sum(backups[str(fate.name)].bytes for fate in part)) for part in parts]
+    broken = [sum(not fate.whole for fate in part) for part in parts]
+    room = columns.room(width, max(map(len, names)), max(map(len, bytes_)))
+    whys, styles = [], []
+    for part, count in zip(parts, broken, strict=True):
+        whys.append(_why(part[0].kept, part[0].reasons, count=len(part), broken=count, room=room))
+        styles.append(_style(part, count))
+    return Table([names, bytes_, whys], styles)
 
 
 def _alike(fates: list[Fate], together: int) -> Iterator[list[Fate]]:
-    """Yield each by itself, or those together that go alike, where they are more than that."""
+    """Yield each by itself, but more than *together* that go alike, one after the other, as one."""
     for _, run in groupby(fates, _fate):
         same = list(run)
         if len(same) > together and not same[0].kept:

@@ -145,7 +145,6 @@ def plan(candidates: Iterable[Candidate], of: Callable[[str], Policy], now: date
 class _Judged:
     """A backup while it is being judged, and what has been found to keep it."""
 
-    name: BackupName
     candidate: Candidate
     reasons: list[str] = field(default_factory=list)
 
@@ -154,9 +153,9 @@ def _of_one_type(found: Sequence[Candidate], policy: Policy, now: datetime, only
     for candidate in found:
         if candidate.begun:
             yield Fate(candidate.name, False, ("an earlier cleanup had begun to",), candidate.whole)
-    newest_first = [_Judged(c.name, c) for c in found if not c.begun]
-    newest_first.sort(key=lambda judged: BY_TIME(judged.name), reverse=True)
-    future = [judged for judged in newest_first if judged.name.at > now]
+    newest_first = [_Judged(c) for c in found if not c.begun]
+    newest_first.sort(key=lambda judged: BY_TIME(judged.candidate.name), reverse=True)
+    future = [judged for judged in newest_first if judged.candidate.name.at > now]
     # They come first.
     past = newest_first[len(future) :]
     whole = [judged for judged in past if judged.candidate.whole]
@@ -173,7 +172,7 @@ def _of_one_type(found: Sequence[Candidate], policy: Policy, now: datetime, only
     for judged in newest_first:
         candidate = judged.candidate
         kept = [*judged.reasons, candidate.needed] if candidate.needed else judged.reasons
-        yield Fate(judged.name, bool(kept), tuple(kept or _why_gone(candidate, only)), candidate.whole)
+        yield Fate(candidate.name, bool(kept), tuple(kept or _why_gone(candidate, only)), candidate.whole)
 
 
 def _kept(newest_first: Sequence[_Judged], policy: Policy) -> Iterator[tuple[_Judged, str]]:
@@ -183,13 +182,13 @@ def _kept(newest_first: Sequence[_Judged], policy: Policy) -> Iterator[tuple[_Ju
         ("monthly", policy.monthly, lambda at: (at.year, at.month), "%Y-%m"),
     ):
         newest = islice(_newest_of_each(newest_first, period), count)
-        yield from ((judged, f"{title} {judged.name.at.strftime(shown)}") for judged in newest)
+        yield from ((judged, f"{title} {judged.candidate.name.at.strftime(shown)}") for judged in newest)
     last = f"one of the last {policy.last}"
     yield from ((judged, last) for judged in newest_first[: policy.last])
 
 
 def _newest_of_each(newest_first: Sequence[_Judged], period: Callable[[datetime], object]) -> Iterator[_Judged]:
-    for _, of_one in groupby(newest_first, lambda judged: period(judged.name.at)):
+    for _, of_one in groupby(newest_first, lambda judged: period(judged.candidate.name.at)):
         yield next(of_one)
 
 
@@ -197,7 +196,7 @@ def _kept_anyway(newest_first: Sequence[_Judged], only: Only, now: datetime) -> 
     for place, judged in enumerate(newest_first):
         if only.keep is not None and place < only.keep:
             yield judged, f"one of the last {only.keep}"
-        if only.older_than is not None and now - judged.name.at <= timedelta(days=only.older_than):
+        if only.older_than is not None and now - judged.candidate.name.at <= timedelta(days=only.older_than):
             yield judged, f"not older than {_days(only.older_than)}"
 
 

@@ -83,7 +83,7 @@ def _remembered(desk: Desk, last: Migration) -> Backup:
 
 def _newest(desk: Desk, database: Database) -> Backup:
     for backup in desk.store.backups(TYPE):
-        if backup.complete and (backup.info is None or backup.info.database.name == database.name):
+        if backup.complete and (backup.gist is None or backup.gist.database == database.name):
             desk.report.say(f"No migration is remembered here; the newest backup of type {TYPE} is {backup.name}.")
             return backup
     raise Refused(

@@ -17,7 +17,7 @@ from . import info as info_
 from .errors import Failed, Refused
 from .info import Gist, Info
 from .machine import CommandError, Entry, Machine, Survey
-from .model import BY_TIME, INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
+from .model import BY_TIME, EXTENSIONS, INFO, SAFETY, BackupName, Format, latest_link, parse_type, split_file
 from .units import listed
 
 PARTIAL = ".partial_"
@@ -67,7 +67,7 @@ class Backup(NamedTuple):
     @property
     def damaged(self) -> bool:
         """Whether its `.info` was ours once and can be read no more."""
-        return self.raw is not None and self.info is None and info_.is_damaged(self.raw)
+        return self.raw is not None and info_.is_damaged(self.raw)
 
     @property
     def bytes(self) -> int:
@@ -171,13 +171,13 @@ class Store:
     def by_name(self, name: str) -> Backup | None:
         """Return the backup of that name in the folder."""
         parsed = BackupName.parse(name)
-        return next((b for b in self.backups(parsed.type) if b.name == name), None) if parsed else None
+        return self._backup(parsed, self._survey(f"{name}."), self.folder) if parsed else None
 
     def _entries(self, starting: str = "", holding: str = "") -> list[Entry]:
         return self.machine.entries(self.folder, starting, holding) or []
 
     def _survey(self, starting: str, folder: str = "") -> Survey[_Text]:
-        return self.machine.survey(folder or self.folder, starting, INFO, _read) or Survey({}, {})
+        return self.machine.survey(folder or self.folder, starting, INFO, _with_gist) or Survey({}, {})
 
     def some(self) -> list[Backup]:
         """Return every backup. Raises Refused where there is none."""
@@ -214,10 +214,10 @@ class Store:
     def _by_path(self, path: str, links: int = 0) -> Backup | None:
         folder, filename = str(PurePosixPath(path).parent), PurePosixPath(path).name
         try:
-            entries = {e.name: e for e in self.machine.entries(folder) or []}
+            entries = self.machine.entries(folder, filename) or []
         except NotADirectoryError:
             return None
-        entry = entries.get(filename)
+        entry = next((e for e in entries if e.name == filename), None)
         if entry is None or links > _MOST_LINKS:
             return None
         if entry.target is not None:
@@ -265,7 +265,10 @@ class Store:
         return Staging(self, name, path, formats)
 
     def clear_remains(self, hidden: Sequence[Entry]) -> list[str]:
-        """Remove what dead runs left *hidden*, returning the backups they did not finish; only under the lock."""
+        """Remove what dead runs left, returning the backups they did not finish; only under the lock.
+
+        *hidden* is what lies hidden in the folder since the lock was taken.
+        """
         for entry in hidden:
             name = BackupName.parse(entry.name.removeprefix(PARTIAL))
             if entry.name.startswith(PARTIAL) and name:
@@ -451,7 +454,7 @@ class Staging:
             ("link", f"{self.name}{extension}", f"{folder}/{latest_link(type_, extension)}")
             if extension in self._extensions
             else ("remove", f"{folder}/{latest_link(type_, extension)}")
-            for extension in _extensions()
+            for extension in EXTENSIONS
         ]
 
     def discard(self) -> None:
@@ -459,12 +462,8 @@ class Staging:
         self.store.machine.remove_tree(self.path)
 
 
-def _read(raw: bytes) -> _Text:
+def _with_gist(raw: bytes) -> _Text:
     return raw, info_.gist(raw)
-
-
-def _extensions() -> tuple[str, ...]:
-    return (*(f.extension for f in Format), INFO)
 
 
 def _is_temporary(entry: Entry) -> bool:

@@ -14,7 +14,6 @@ from functools import partial
 from time import monotonic
 
 from . import aside, catalog, loading, signals, url
-from .aside import cut_off, tell_of_migrations
 from .catalog import Bound, Present
 from .crew import Crew
 from .desk import Connection, Desk
@@ -171,11 +170,11 @@ def _remember(desk: Desk, server: Connection, change: Change) -> None:
 
 def settle(desk: Desk) -> None:
     """Find out how the changes ended that dead runs were making, and say so; only under the lock."""
-    tell_of_migrations(desk)
+    aside.tell_of_migrations(desk)
     database, change = desk.choice.database, desk.journal.under_way()
     here = url.key(database)[1:]
     if change and change.key[1:] != here:
-        desk.report.warn(cut_off(change) + " Whether it was done is found out by the next task that works on it.")
+        desk.report.warn(aside.cut_off(change) + " Whether it was done is found out by the next task that works on it.")
         change = None
     changes = [c for c in desk.journal.elsewhere() if c.key[1:] == here]
     if not (change or changes):
@@ -195,13 +194,13 @@ def _settle(desk: Desk, server: Connection, change: Change, end: Callable[[], No
     end()
     if made:
         desk.report.say(
-            f"{cut_off(change)} It had been done: {change.name} is what it was to be; inv db.undo takes it back."
+            f"{aside.cut_off(change)} It had been done: {change.name} is what it was to be; inv db.undo takes it back."
         )
     elif made is None:
         gone = f"{change.name} or its server has been made anew since then, so nobody can say whether it was done."
-        desk.report.warn(f"{cut_off(change)} {gone}")
+        desk.report.warn(f"{aside.cut_off(change)} {gone}")
     else:
-        desk.report.say(f"{cut_off(change)} {change.name} is as it was before.")
+        desk.report.say(f"{aside.cut_off(change)} {change.name} is as it was before.")
 
 
 def was_made(desk: Desk, server: Connection, change: Change) -> bool | None:

@@ -10,20 +10,18 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from functools import cached_property
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from . import archive, bulk, machine, posix, shell, signals
 from .errors import Failed
 from .far import FarOutput, FarProcess
 from .line import Line
-from .machine import CommandError, Derived, Done, Entry, Examined, Followed, Job, Load, Progress, Session, Survey
+from .machine import CommandError, Derived, Done, Entry, Examined, Followed, Job, Load, Progress, Session, Survey, T
 from .model import Command, Digest, Format, Item, format_of
 from .process import PsqlSession
 from .sqltext import SqlDump
 
 _READ_AT_ONCE = 500
-T = TypeVar("T")
-
 _LS = re.compile(r"\S+ +\d+ +\S+ +\S+ +(?P<bytes>\d+) +\S+ +\S+ +\S+ (?P<name>.*)")
 # What the far tools say at the end of a complaint, as errors that this machine would have raised itself.
 _COMPLAINTS = {
@@ -312,14 +310,14 @@ class There:
             for kind, size, target, name in rows
         ]
 
-    def survey(self, folder: str, starting: str, ending: str, read: Callable[[bytes], T]) -> Survey[T] | None:
+    def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
         entries = self.entries(folder, starting)
         if entries is None:
             return None
         sizes = {entry.name: entry.bytes for entry in entries if entry.is_file}
         names = [name for name in sizes if name.endswith(ending)]
         texts = self._readable([f"{folder}/{name}" for name in names])
-        return Survey(sizes, {name: read(text) for name, text in zip(names, texts, strict=True) if text is not None})
+        return Survey(sizes, {name: make(text) for name, text in zip(names, texts, strict=True) if text is not None})
 
     def sizes(self, paths: Sequence[str]) -> list[int]:
         return [int(size) for size in self._ask(posix.SIZES, *paths).out.split()]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -16,9 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from conftest import ROOT, Server, missing
 from sshd import Far, an_sshd, machine_at
 
 from bench.sshd import Sshd
-from pg_backup_tasks import bulk, lock, posix, postgres, shell, survey, url
+from pg_backup_tasks import bulk, lock, posix, postgres, shell, url
 from pg_backup_tasks.errors import Failed, Locked
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.line import Lost
@@ -539,98 +539,18 @@ def test_one_that_may_not_be_read_keeps_none_of_the_others_unread(
     assert found.sizes == dict.fromkeys(found.texts, 6)
 
 
-def many(folder: Path) -> Survey[bytes]:
-    """Put more files there than one process asks for, and return them."""
-    given = {f"{number}.{'info' if number % 5 == 0 else 'dump'}": b"x" * (number % 7) for number in range(5000)}
-    for name, text in given.items():
-        (folder / name).write_bytes(text)
-    return Survey(
-        {name: len(text) for name, text in given.items()},
-        {name: text for name, text in given.items() if name.endswith(".info")},
-    )
-
-
-@pytest.fixture
-def two(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let two processes look at many files, whatever threads the tests have; their numbers."""
-    started: list[int] = []
-    begin = survey._begin
-
-    def counted(names: Sequence[str], folder: int) -> tuple[int, int]:
-        found = begin(names, folder)
-        started.append(found[0])
-        return found
-
-    monkeypatch.setattr("pg_backup_tasks.survey.threading.active_count", lambda: 1)
-    monkeypatch.setattr("pg_backup_tasks.survey.os.cpu_count", lambda: 2)
-    monkeypatch.setattr(survey, "_begin", counted)
-    return started
-
-
-def test_many_files_with_their_sizes(machine: Machine, folder: Path, two: list[int]) -> None:
-    given = many(folder)
-    (folder / "link.dump").symlink_to("1.dump")
-    assert machine.survey(str(folder), "", ".info", bytes) == given
-    assert len(two) == (0 if machine.name else 1)
-
-
-def _not_at_all(*_: object) -> int:
-    raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-
-
-def _killed(names: object, folder: object, target: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _half(names: Sequence[str], folder: int, target: int) -> None:
-    data = array("q", survey._sizes(names, folder)).tobytes()
-    os.write(target, data[: len(data) // 2 - 3])
-    os._exit(1)
-
-
-@pytest.mark.parametrize(
-    ("what", "instead"), [("os.fork", _not_at_all), ("_answer_and_end", _killed), ("_answer_and_end", _half)]
-)
-def test_what_a_second_process_does_not_answer_is_asked_again(
-    folder: Path, two: list[int], monkeypatch: pytest.MonkeyPatch, what: str, instead: Any
+def test_what_goes_away_while_it_is_looked_at_is_not_there(
+    machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = many(folder)
-    monkeypatch.setattr(f"pg_backup_tasks.survey.{what}", instead)
-    assert Here().survey(str(folder), "", ".info", bytes) == given
-    assert len(two) == 1
-
-
-def test_two_look_also_where_nobody_may_wait_for_a_child(folder: Path, two: list[int]) -> None:
-    given = many(folder)
-    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    try:
-        assert Here().survey(str(folder), "", ".info", bytes) == given
-        assert len(two) == 1
-    finally:
-        signal.signal(signal.SIGCHLD, before)
-
-
-def test_nobody_is_left_of_two_who_were_interrupted(
-    folder: Path, two: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    many(folder)
-
-    def interrupted(*_: object) -> bytes:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(survey, "_text", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        Here().survey(str(folder), "", ".info", bytes)
-    (child,) = two
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
-
-
-def test_while_threads_are_at_work_one_looks(folder: Path, two: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    given = many(folder)
-    monkeypatch.setattr("pg_backup_tasks.survey.threading.active_count", lambda: 2)
-    assert Here().survey(str(folder), "", ".info", bytes) == given
-    assert two == []
+    for name in ("a.info", "b.info", "c.dump"):
+        (folder / name).write_text(name)
+    listed = os.listdir
+    monkeypatch.setattr("pg_backup_tasks.survey.os.listdir", lambda at: [*listed(at), "ghost.info", "ghost.dump"])
+    monkeypatch.setattr(posix, "READ", f"rm -f -- {shlex.quote(str(folder / 'b.info'))}\n{posix.READ}")
+    found = machine.survey(str(folder), "", ".info", bytes)
+    assert found
+    assert found.texts.keys() == ({"a.info"} if machine.name else {"a.info", "b.info"})
+    assert found.sizes == dict.fromkeys(("a.info", "b.info", "c.dump"), 6)
 
 
 def test_a_folder_that_is_empty_or_not_there(machine: Machine, folder: Path) -> None:

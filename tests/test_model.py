@@ -65,6 +65,7 @@ def test_nothing_else_is_a_name(text: str) -> None:
         "backup_manual_2026112_143022",
         "backup_manual_20261322_143022",
         "backup_manual_20261122_243022",
+        "backup_manual_20261122_240000",
         "backup_Manual_20261122_143022",
         "backup_a-b_20261122_143022",
         "backup_a b_20261122_143022",

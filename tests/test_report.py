@@ -58,3 +58,14 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(ready: Project) -> No
     ran = in_a_terminal(ready, "db.backup", "--formats", "sql", typed=b"", env={"TERM": "unknown"})
     assert ran.code == 0
     assert "Dumping .sql" in ran.out and "\n\r\n" not in ran.out, ran.out
+
+
+@pytest.mark.parametrize(("name", "coloured"), [("FORCE_COLOR", True), ("TTY_COMPATIBLE", True), ("NOTHING", False)])
+def test_colours_into_a_pipe_only_where_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, coloured: bool
+) -> None:
+    for each in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "1")
+    Report().shelf([backup("backup_manual_20261122_143022", "happy_bar", *Format)], [], "/b", AT)
+    assert capsys.readouterr().out.startswith("\x1b[1mBACKUP") == coloured

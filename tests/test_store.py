@@ -206,13 +206,25 @@ def test_an_info_that_lacks_something_has_no_gist(shelf: Shelf, key: str) -> Non
     assert (backup.gist, backup.info, backup.damaged, backup.complete) == (None, None, True, False)
 
 
+def test_no_single_wrong_bit_that_damages_an_info_leaves_its_gist() -> None:
+    raw = document(NEW, {".dump": 8, ".sql.gz": 12})
+    raw = raw.replace(b'"tables": {}', b'"tables": {"public.\xc3\xa9": 5, "b.c": 12}').replace(
+        b'"restored": null', b'"restored": {"at": "2026-11-22T14:30:22Z", "server_version": "18", "seconds": 1.5}'
+    )
+    assert info.decode(raw)
+    for bit in range(8 * len(raw)):
+        wrong = bytearray(raw)
+        wrong[bit // 8] ^= 1 << bit % 8
+        assert bool(info.gist(bytes(wrong))) == bool(info.decode(bytes(wrong))), bytes(wrong)
+
+
 class Strict(Here):
     """A machine on which one file may not be read, and another goes away between two looks."""
 
-    def survey(self, folder: str, starting: str, ending: str, read: Callable[[bytes], T]) -> Survey[T] | None:
+    def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
         found = super().survey(folder, starting, ending, bytes)
         assert found
-        texts = {name: read(b"" if NEW in name else text) for name, text in found.texts.items() if AUTO not in name}
+        texts = {name: make(b"" if NEW in name else text) for name, text in found.texts.items() if AUTO not in name}
         return Survey(found.sizes, texts)
 
 
@@ -260,9 +272,9 @@ class Memory:
     def __init__(self, files: set[str]) -> None:
         self._files = files
 
-    def survey(self, folder: str, starting: str, ending: str, read: Callable[[bytes], T]) -> Survey[T]:
+    def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T]:
         sizes = {name: 1 for name in self._files if name.startswith(starting)}
-        return Survey(sizes, {name: read(b"an old script's") for name in sizes if name.endswith(ending)})
+        return Survey(sizes, {name: make(b"an old script's") for name in sizes if name.endswith(ending)})
 
 
 stamps = st.datetimes(datetime(2000, 1, 1), datetime(2099, 12, 31)).map(  # noqa: DTZ001
