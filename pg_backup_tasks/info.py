@@ -115,6 +115,8 @@ class _Skimmed(msgspec.Struct, frozen=True, gc=False):
     restore: msgspec.Raw
 
 
+# The last is of brackets in brackets in brackets, which the others do not name.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _DECODER = msgspec.json.Decoder(Info)
 _SKIMMER = msgspec.json.Decoder(_Skimmed)
 
@@ -131,7 +133,7 @@ def decode(raw: bytes) -> Info | None:
         # What msgspec skips, it does not look at for being text at all.
         raw.decode()
         info: Info = _DECODER.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return None
     return info if info.version == VERSION else None
 
@@ -144,7 +146,7 @@ def gist(raw: bytes) -> Gist | None:
     try:
         raw.decode()
         found: _Skimmed = _SKIMMER.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return None
     if found.version != VERSION:
         return None
@@ -164,7 +166,7 @@ def _is_newer(raw: bytes) -> bool:
     """Whether *raw* is a whole document of a later version of ours."""
     try:
         return msgspec.json.decode(raw, type=_Version).version > VERSION
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return False
 
 

@@ -157,7 +157,8 @@ def _state(backup: Backup, now: datetime) -> str:
         return "no checksums"
     if backup.gist.restored_at is None:
         return "whole"
-    with suppress(ValueError):
+    # A time without its zone cannot be told from now.
+    with suppress(ValueError, TypeError):
         at = datetime.fromisoformat(backup.gist.restored_at)
         return f"proven {short_age((now - at).total_seconds())}"
     return "proven"

@@ -1,7 +1,7 @@
 """The files of a folder on this computer: how large each is, and what is made of the texts of some.
 
 A shelf of ten thousand backups has fifty thousand files, and Python asks for one size at a time, whatever the number
-of threads; so of many files a second process asks for most of the sizes while we read.
+of threads; so where there are many, a second process asks for those of all the other files while we read.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from typing import NamedTuple, NoReturn
 
 from .machine import Survey, T
 
-# From how many on a second process is worth its start, and how much of the asking is left to it: in the time of the
-# rest the texts can be read.
+# From how many on a second process is worth its start.
 _MANY = 2000
-_PART = 0.9
 # The size of what is no file, or is there no more.
 _NO_SIZE = -1
 _PIECE = 1 << 16
-# Neither a pipe nor a link under that name must hold us up, or lead us elsewhere.
+# Neither a pipe nor a link that has come there just now must hold us up, or lead us elsewhere.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
@@ -45,13 +43,48 @@ def of(folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> S
         return None
     try:
         names = [name for name in os.listdir(descriptor) if name.startswith(starting)]
-        part = int(len(names) * _PART) if _is_worth_two(len(names)) else 0
-        with _asked_beside(names[:part], descriptor) as answer:
-            texts = _texts((name for name in names if name.endswith(ending)), descriptor, make)
-            rest = _sizes(names[part:], descriptor)
-            found = zip(names, [*answer(), *rest], strict=True)
-        sizes = {name: size for name, size in found if size != _NO_SIZE}
-        return Survey(sizes, {name: text for name, text in texts.items() if name in sizes})
+        others = [name for name in names if not name.endswith(ending)]
+        found: Survey[T] = Survey({}, {})
+        with _asked_beside(others, descriptor) as answer:
+            _read(found, (name for name in names if name.endswith(ending)), descriptor, make)
+            sizes = zip(others, answer(), strict=True)
+        found.sizes.update((name, size) for name, size in sizes if size != _NO_SIZE)
+    finally:
+        os.close(descriptor)
+    return found
+
+
+def _read(found: Survey[T], names: Iterable[str], folder: int, make: Callable[[bytes], T]) -> None:
+    """Add the files of these names to what is found, and what *make* makes of them."""
+    for name in names:
+        # Before it is opened: what is no file might wait for that, or never come to an end.
+        size = _size(name, folder)
+        if size != _NO_SIZE and (text := _text(name, folder)) is not None:
+            found.sizes[name] = size
+            # Now that the processor has it at hand; ten thousand later it would have to be fetched again.
+            found.texts[name] = make(text)
+
+
+def _size(name: str, folder: int) -> int:
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return _NO_SIZE
+    return found.st_size if stat.S_ISREG(found.st_mode) else _NO_SIZE
+
+
+def _text(name: str, folder: int) -> bytes | None:
+    """Return what a file says: None where it is gone, nothing where it may not be read."""
+    try:
+        descriptor = os.open(name, _READ, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return b""
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, _PIECE), b""))
+    except OSError:
+        return b""
     finally:
         os.close(descriptor)
 
@@ -61,51 +94,10 @@ def _is_worth_two(count: int) -> bool:
     return count >= _MANY and (os.cpu_count() or 1) > 1 and threading.active_count() == 1
 
 
-def _sizes(names: Sequence[str], folder: int) -> list[int]:
-    sizes = []
-    for name in names:
-        try:
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            sizes.append(_NO_SIZE)
-        else:
-            sizes.append(found.st_size if stat.S_ISREG(found.st_mode) else _NO_SIZE)
-    return sizes
-
-
-def _texts(names: Iterable[str], folder: int, make: Callable[[bytes], T]) -> dict[str, T]:
-    texts = {}
-    for name in names:
-        if (text := _text(name, folder)) is not None:
-            # Now that the processor has it at hand; ten thousand later it would have to be fetched again.
-            texts[name] = make(text)
-    return texts
-
-
-def _text(name: str, folder: int) -> bytes | None:
-    """Return what a file says: None where it is gone, nothing where it may not be read or is none."""
-    try:
-        descriptor = os.open(name, _READ, dir_fd=folder)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        return b""
-    try:
-        text = os.read(descriptor, _PIECE)
-        while piece := os.read(descriptor, _PIECE):
-            text += piece
-    except OSError:
-        return b""
-    else:
-        return text
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def _asked_beside(names: Sequence[str], folder: int) -> Iterator[Callable[[], list[int]]]:
     """Let a second process ask for the sizes for this block; yield what waits for its answer."""
-    second = _begin(names, folder) if names else None
+    second = _begin(names, folder) if _is_worth_two(len(names)) else None
     try:
         yield lambda: _answer(second, names, folder)
     finally:
@@ -140,7 +132,7 @@ def _answer_and_end(names: Sequence[str], folder: int, source: int, target: int)
     try:
         # A copy of that end would keep us waiting for a reader who is gone.
         os.close(source)
-        data = array("q", _sizes(names, folder)).tobytes()
+        data = array("q", [_size(name, folder) for name in names]).tobytes()
         while data:
             data = data[os.write(target, data) :]
     finally:
@@ -154,4 +146,4 @@ def _answer(second: _Second | None, names: Sequence[str], folder: int) -> list[i
         data = b"".join(iter(lambda: os.read(second.source, _PIECE), b""))
         sizes.frombytes(data[: len(data) - len(data) % sizes.itemsize])
     # Whatever ended it early, the question stands.
-    return [*sizes, *_sizes(names[len(sizes) :], folder)]
+    return [*sizes, *(_size(name, folder) for name in names[len(sizes) :])]

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -510,6 +511,8 @@ def test_files_with_their_sizes_and_what_the_small_ones_say(machine: Machine, fo
     (folder / "a folder.info").mkdir()
     (folder / "a link.info").symlink_to("b.info")
     os.mkfifo(folder / "a pipe.info")
+    if os.geteuid() == 0:
+        os.mknod(folder / "a device.info", stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero
     found = machine.survey(str(folder), "a", ".info", bytes)
     assert found
     assert found.texts == given

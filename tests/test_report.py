@@ -69,3 +69,11 @@ def test_colours_into_a_pipe_only_where_they_are_asked_for(
     monkeypatch.setenv(name, "1")
     Report().shelf([backup("backup_manual_20261122_143022", "happy_bar", *Format)], [], "/b", AT)
     assert capsys.readouterr().out.startswith("\x1b[1mBACKUP") == coloured
+
+
+@pytest.mark.parametrize("at", ["2026-11-01T00:00:00", "yesterday"])
+def test_a_proof_of_a_time_nobody_can_tell_is_a_proof(capsys: pytest.CaptureFixture[str], at: str) -> None:
+    proven = backup("backup_manual_20261122_143022", "happy_bar", *Format)
+    assert proven.gist
+    Report().shelf([proven._replace(gist=proven.gist._replace(restored_at=at))], [], "/b", AT)
+    assert capsys.readouterr().out.endswith("  proven\n")

@@ -178,7 +178,9 @@ def test_the_info_of_another_tool_is_no_trouble(shelf: Shelf, raw: bytes) -> Non
     assert backup.missing == []
 
 
-@pytest.mark.parametrize("raw", [b"", b" \n", b"{}", b"\0" * 200, document(NEW, {".dump": 8})[:200]])
+@pytest.mark.parametrize(
+    "raw", [b"", b" \n", b"{}", b"\0" * 200, b"{}" + b"[" * 200_000, document(NEW, {".dump": 8})[:200]]
+)
 def test_an_info_of_ours_that_is_damaged_proves_nothing(shelf: Shelf, raw: bytes) -> None:
     shelf.put(OLD, ".dump")
     shelf.put(NEW, ".dump", proof=False)
