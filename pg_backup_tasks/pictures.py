@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from .store import Backup
     from .verify import Verdict
 
-_SHORTER = re.compile(r"^(daily|monthly) \S+$|one of the (last)")
-_WEEK = re.compile(r"^(weekly) \S+$")
-_DAYS = re.compile(r"([0-9]+) days?")
+# Compiled where they are used, which in a wide terminal is never.
+_SHORTER = r"^(daily|monthly) \S+$|one of the (last)"
+_WEEK = r"^(weekly) \S+$"
+_DAYS = r"([0-9]+) days?"
 _BROKEN = "NOT WHOLE"
 
 
@@ -73,9 +74,9 @@ def _why(kept: bool, reasons: tuple[str, ...], *, count: int, broken: int, room:
 def _shorter_and_shorter(head: str, reasons: list[str], *, goes: bool) -> Iterator[str]:
     yield head + ", ".join(reasons)
     # A week cannot be told from the name beside it; a day and a month can.
-    shorter = [_SHORTER.sub(r"\1\2", reason) for reason in reasons]
+    shorter = [re.sub(_SHORTER, r"\1\2", reason) for reason in reasons]
     yield head + ", ".join(shorter)
-    short = [_WEEK.sub(r"\1", _DAYS.sub(r"\1 d", reason)) for reason in shorter]
+    short = [re.sub(_WEEK, r"\1", re.sub(_DAYS, r"\1 d", reason)) for reason in shorter]
     yield head + ", ".join(short)
     yield head + " ".join(short)
     if goes:

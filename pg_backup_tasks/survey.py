@@ -59,7 +59,7 @@ def _read(found: Survey[T], names: Iterable[str], folder: int, make: Callable[[b
     for name in names:
         # Before it is opened: what is no file might wait for that, or never come to an end.
         size = _size(name, folder)
-        if size != _NO_SIZE and (text := _text(name, folder)) is not None:
+        if size != _NO_SIZE and (text := _text(name, size, folder)) is not None:
             found.sizes[name] = size
             # Now that the processor has it at hand; ten thousand later it would have to be fetched again.
             found.texts[name] = make(text)
@@ -73,8 +73,8 @@ def _size(name: str, folder: int) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else _NO_SIZE
 
 
-def _text(name: str, folder: int) -> bytes | None:
-    """Return what a file says: None where it is gone, nothing where it may not be read."""
+def _text(name: str, size: int, folder: int) -> bytes | None:
+    """Return what a file of about that *size* says: None where it is gone, nothing where it may not be read."""
     try:
         descriptor = os.open(name, _READ, dir_fd=folder)
     except FileNotFoundError:
@@ -82,7 +82,10 @@ def _text(name: str, folder: int) -> bytes | None:
     except OSError:
         return b""
     try:
-        return b"".join(iter(lambda: os.read(descriptor, _PIECE), b""))
+        text = os.read(descriptor, size + 1)
+        if len(text) == size:
+            return text  # with room left: there is no more
+        return text + b"".join(iter(lambda: os.read(descriptor, _PIECE), b""))
     except OSError:
         return b""
     finally:
