@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -90,8 +89,6 @@ def _all_but_a_few(count: int) -> str:
 def _listed_and_cleaned(bench: Bench, count: int) -> float:
     try:
         _fill(bench.project / "backups" / "postgres", count)
-        # As they lie there after a year.
-        os.sync()
         listed = seconds(bench.inv("db.list"), bench.project, bench.env)
         return listed + seconds(bench.inv("db.cleanup"), bench.project, bench.env)
     finally:

@@ -141,7 +141,7 @@ def decode(raw: bytes) -> Info | None:
 def gist(raw: bytes) -> Gist | None:
     """Return the document's gist, or None where it is another tool's or is damaged.
 
-    A single bit that is wrong is either no trouble to both or to both (tests/test_store.py tries each).
+    No single wrong bit is trouble to this and not to decode(), nor the other way round; tests/test_store.py tries each.
     """
     try:
         raw.decode()

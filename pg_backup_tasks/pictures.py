@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -63,15 +63,14 @@ def _why(kept: bool, reasons: tuple[str, ...], *, count: int, broken: int, room:
     if count > 1:
         some = f", {broken:,} {_BROKEN}" if broken else ""
         head = f"{count:,} {verb}{some}: "
-    others = [reason for reason in reasons if reason != NOT_WHOLE]
     said = head
-    for said in _shorter_and_shorter(head, others, goes=broken > 0 and not kept):
+    for said in _shorter_and_shorter(head, reasons, goes=broken > 0 and not kept):
         if columns.cells(said) <= room:
             break
     return said
 
 
-def _shorter_and_shorter(head: str, reasons: list[str], *, goes: bool) -> Iterator[str]:
+def _shorter_and_shorter(head: str, reasons: Sequence[str], *, goes: bool) -> Iterator[str]:
     yield head + ", ".join(reasons)
     # A week cannot be told from the name beside it; a day and a month can.
     shorter = [re.sub(_SHORTER, r"\1\2", reason) for reason in reasons]
@@ -92,7 +91,7 @@ def fates_table(fates: list[Fate], backups: Mapping[str, Backup], width: int, to
     room = columns.room(width, max(map(len, names)), max(map(len, bytes_)))
     whys, styles = [], []
     for part, count in zip(parts, broken, strict=True):
-        whys.append(_why(part[0].kept, part[0].reasons, count=len(part), broken=count, room=room))
+        whys.append(_why(*_fate(part[0]), count=len(part), broken=count, room=room))
         styles.append(_style(part, count))
     return Table([names, bytes_, whys], styles)
 
@@ -124,7 +123,7 @@ def _style(alike: list[Fate], broken: int) -> Style:
 
 
 def _fate(fate: Fate) -> tuple[bool, tuple[str, ...]]:
-    """Return what is the same of fates that are alike."""
+    """Return what is the same of fates that are alike: whether they are whole is told beside it."""
     if NOT_WHOLE not in fate.reasons:
         return fate.kept, fate.reasons
     return fate.kept, tuple(reason for reason in fate.reasons if reason != NOT_WHOLE)

@@ -142,7 +142,7 @@ class Work:
         say(f"Backup   {backup_.name}{extension}, {units.size(backup_.sizes[format_])}")
         say(f"From     {self._origin()}")
         if found is None:
-            say(f"Into     {self.database}, which is missing and will be created")
+            say(f"Into     {self.database}: missing, will be created")
             say(f"Becomes  {self._becomes(None)}")
             return
         say(f"Into     {self.database}{'' if found.objects else ', which is empty'}{_contents(found)}")

@@ -62,7 +62,7 @@ class Backup(NamedTuple):
     @property
     def info(self) -> Info | None:
         """The whole document, where that is ours and readable."""
-        return info_.decode(self.raw) if self.raw is not None and self.gist else None
+        return info_.decode(self.raw) if self.raw is not None else None
 
     @property
     def damaged(self) -> bool:
