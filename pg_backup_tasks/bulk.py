@@ -7,8 +7,8 @@ import io
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from isal import isal_zlib
@@ -17,7 +17,7 @@ from isal.igzip_lib import IsalError
 from . import archive, signals
 from .errors import Failed
 from .machine import Examined, Job
-from .model import Digest, Format, Item
+from .model import Digest, Format, Item, format_of
 from .sqltext import SqlDump
 
 CHUNK = archive.CHUNK
@@ -254,6 +254,30 @@ def digest(path: str, cancelled: threading.Event) -> Digest:
             total.update(data)
             size += len(data)
     return Digest(size, total.hexdigest())
+
+
+def copy(
+    files: Mapping[str, str], progress: Callable[[str, int], None], cancelled: threading.Event
+) -> Generator[Digest, None, None]:
+    """Copy files to others, yielding their digests as they have come; see Machine.bring."""
+    for path, target in files.items():
+        with open(path, "rb", buffering=0) as source, keeping(target) as file:
+            for data in chunks(source, cancelled):
+                file.write(data)
+                progress(path, len(data))
+        yield file.close()
+
+
+def sniff(path: str, cancelled: threading.Event) -> Format | None:
+    """Return the dump format that a file's first bytes show, None for anything else."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if head[:2] != b"\x1f\x8b":
+        return format_of(head)
+    with suppress(archive.DamagedError):
+        inside = next(sql_chunks(path, cancelled), b"")
+        return Format.SQL_GZ if format_of(inside) is Format.SQL else None
+    return None
 
 
 def examine(

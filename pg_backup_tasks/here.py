@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
-import io
 import os
-import shutil
 import stat
 import subprocess
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
 
-from . import bulk, machine, process, shell, signals, survey
-from .archive import DamagedError
-from .errors import Failed
+from . import machine, process, shell, signals, survey
 from .machine import CommandError, Derived, Done, Entry, Examined, Followed, Job, Load, Progress, Session, Survey, T
-from .model import Command, Digest, Format, Item, format_of
-from .sqltext import SqlDump
+from .model import Command, Digest, Format, Item
 
 # How many at a time remove files, and for how many that is worth it.
 _REMOVERS = 8
@@ -59,7 +53,7 @@ class Here:
         found = [line.split("\t", 1) for line in done.out.splitlines() if "\t" in line]
         return [(folder, version) for folder, version in found]
 
-    # Dumps
+    # Dumps: what reads and writes them is loaded by whoever does
 
     def examine(
         self,
@@ -69,21 +63,29 @@ class Here:
         writer: Job | None = None,
         reader: Command | None = None,  # noqa: ARG002 - we read it ourselves
     ) -> Examined:
+        from . import bulk
+
         return bulk.examine(path, format_, codec, writer, self._cancelled)
 
     def contents(self, path: str, format_: Format, codec: str) -> tuple[Item, ...] | None:
+        from . import bulk
+
         return bulk.contents(path, format_, codec, self._cancelled)
 
     def digest(self, path: str) -> Digest:
+        from . import bulk
+
         return bulk.digest(path, self._cancelled)
 
+    def sniff(self, path: str) -> Format | None:
+        from . import bulk
+
+        return bulk.sniff(path, self._cancelled)
+
     def bring(self, files: Mapping[str, str], progress: Callable[[str, int], None]) -> Generator[Digest, None, None]:
-        for path, local in files.items():
-            with open(path, "rb", buffering=0) as source, bulk.keeping(local) as file:
-                for data in bulk.chunks(source, self._cancelled):
-                    file.write(data)
-                    progress(path, len(data))
-            yield file.close()
+        from . import bulk
+
+        return bulk.copy(files, progress, self._cancelled)
 
     def derive(
         self,
@@ -95,94 +97,14 @@ class Here:
         packed: str | None,
         writer: Job | None = None,
     ) -> Derived:
-        dump = SqlDump(codec)
-        file = bulk.Hashing(plain) if plain else None
-        packer = bulk.Packer(packed) if packed else None
-        try:
-            with self._reading(reader, archive, writer) as job:
-                for data in bulk.chunks(job.output, self._cancelled):
-                    if packer:
-                        packer.write(data)
-                    if file:
-                        file.write(data)
-                    dump.feed(data)
-                job.check()
-        except BaseException:
-            for unfinished in (packer, file):
-                if unfinished:
-                    unfinished.abandon()
-            raise
-        packed_digest = packer.close() if packer else None
-        plain_digest = file.close() if file else None
-        return Derived(dump.rows, dump.complete, plain_digest, packed_digest)
+        from . import pouring
 
-    @contextmanager
-    def _reading(self, reader: Command, archive: str, writer: Job | None) -> Iterator[process.Process]:
-        """Run *reader* on an archive, also on one that is still being written."""
-        if writer is None:
-            with process.Process(reader, standard_input=archive, output=True) as job:
-                yield job
-            return
-        out, into = _pipe()
-        with ExitStack() as stack:
-            source = os.fdopen(into, "wb", buffering=0)
-            feeder = threading.Thread(target=self._follow, args=(archive, writer, source))
-            feeder.start()
-            # Joined after the reader's end: until then the feeder may be stuck in what nobody reads any more.
-            stack.callback(feeder.join)
-            try:
-                job = stack.enter_context(
-                    process.Process(reader, standard_input=f"/dev/fd/{out}", output=True, pass_fds=(out,))
-                )
-            finally:
-                os.close(out)
-            yield job
-
-    def _follow(self, path: str, writer: Job, into: io.FileIO) -> None:
-        # Whatever ends this early is told by the reader, which then lacks the rest, or by the writer.
-        with (
-            suppress(BrokenPipeError, bulk.Cancelled, FileNotFoundError),
-            into,
-            bulk.Growing(path, writer, self._cancelled) as growing,
-        ):
-            for data in bulk.chunks(growing, self._cancelled):
-                bulk.write_all(into, data)
+        return pouring.derive(reader, archive, codec, plain, packed, writer, self._cancelled)
 
     def load(self, load: Load, progress: Progress) -> Done:
-        out, into = _pipe()
-        with ExitStack() as stack:
-            target = os.fdopen(into, "wb", buffering=0)
-            stack.callback(_close_quietly, target)
-            try:
-                psql = stack.enter_context(process.Process(load.psql, standard_input=f"/dev/fd/{out}", pass_fds=(out,)))
-            finally:
-                os.close(out)
-            try:
-                self._pour(load, target, progress)
-            except BrokenPipeError:
-                pass  # psql gave up; why stands in what it said
-            except DamagedError as error:
-                # Without the last words psql commits nothing.
-                raise Failed(f"{load.path} {error}; nothing was restored from it.") from None
-            _close_quietly(target)
-            return psql.wait()
+        from . import pouring
 
-    def _pour(self, load: Load, target: io.FileIO, progress: Progress) -> None:
-        dump = load.editor()
-        bulk.write_all(target, load.before.encode())
-        with ExitStack() as stack:
-            if load.reader:
-                job = stack.enter_context(process.Process(load.reader, standard_input=load.path, output=True))
-                for data in bulk.chunks(bulk.Watched(job.output, progress), self._cancelled):
-                    bulk.write_all(target, dump.feed(data))
-                job.check()
-            else:
-                for data in bulk.sql_chunks(load.path, self._cancelled, progress):
-                    bulk.write_all(target, dump.feed(data))
-        bulk.write_all(target, dump.close())
-        if not dump.complete:
-            raise DamagedError("ends before pg_dump's closing line")
-        bulk.write_all(target, load.after.encode())
+        return pouring.load(load, progress, self._cancelled)
 
     # Files
 
@@ -194,7 +116,7 @@ class Here:
         try:
             names = os.listdir(descriptor)
             if starting or holding:
-                names = [n for n in names if n.startswith(starting) and holding in n[len(starting) :]]
+                names = [n for n in names if n.startswith(starting) and n.find(holding, len(starting)) >= 0]
             return [_entry(name, descriptor) for name in names]
         finally:
             os.close(descriptor)
@@ -210,16 +132,6 @@ class Here:
             return Path(path).read_bytes()
         except FileNotFoundError:
             return None
-
-    def sniff(self, path: str) -> Format | None:
-        with open(path, "rb") as file:
-            head = file.read(512)
-        if head[:2] == b"\x1f\x8b":
-            with suppress(DamagedError):
-                inside = next(bulk.sql_chunks(path, self._cancelled), b"")
-                return Format.SQL_GZ if format_of(inside) is Format.SQL else None
-            return None
-        return format_of(head)
 
     def write(self, path: str, data: bytes) -> None:
         folder, name = os.path.split(path)
@@ -242,6 +154,8 @@ class Here:
             os.chmod(path, 0o700)
 
     def remove_tree(self, path: str) -> None:
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
 
     def flush(self, paths: Sequence[str]) -> None:
@@ -268,7 +182,8 @@ class Here:
         path = Path(folder)
         while not path.exists() and path != path.parent:
             path = path.parent
-        return shutil.disk_usage(path).free
+        disk = os.statvfs(path)
+        return disk.f_bavail * disk.f_frsize
 
     # Who is at it
 
@@ -312,17 +227,6 @@ class Here:
             raise error
 
 
-def _pipe() -> tuple[int, int]:
-    """Return the two ends of a pipe; the numbers below 10 are the guarding shell's to use."""
-    ends = os.pipe()
-    try:
-        out, into = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
-    finally:
-        for end in ends:
-            os.close(end)
-    return out, into
-
-
 def _entry(name: str, folder: int) -> Entry:
     try:
         info = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -358,8 +262,3 @@ def _sync(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _close_quietly(file: io.FileIO) -> None:
-    with suppress(BrokenPipeError):
-        file.close()

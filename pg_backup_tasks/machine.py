@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from .errors import Failed
 from .model import Command, Digest, Format, Item
-from .sqltext import SqlDump
+
+if TYPE_CHECKING:
+    from .sqltext import SqlDump
 
 T = TypeVar("T")
 
@@ -86,6 +88,8 @@ class Load:
 
     def editor(self) -> SqlDump:
         """Return what turns the dump's SQL into what psql is to be sent."""
+        from .sqltext import SqlDump
+
         return SqlDump(
             self.codec,
             skip_settings=self.skip_settings,

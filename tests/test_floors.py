@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, clean_environ
@@ -18,8 +19,8 @@ HOUSE = {
     "ground": "errors units columns model info",
     "pure": "hiding definitions sqltext archive url environment machine shell posix postgres ability properties "
     "emptying retention",
-    "places": "settings signals embedded bulk process survey here vouching openssh line far there lock crew store "
-    "journal migration catalog premise written desk hosts",
+    "places": "settings signals embedded bulk process pouring survey here vouching openssh line far there lock crew "
+    "store journal migration catalog premise written desk hosts",
     "workflows": "consent loading aside analysis data_only single_tables dumps verify switching backup looking "
     "leavings restore undo cleanup migrate rollback fetch pull",
     "face": "streams pictures report beside running collection __init__",
@@ -166,6 +167,25 @@ def test_importing_the_tasks_loads_nothing_that_invoke_has_not() -> None:
     )
     loaded = {name for name in done.stdout.split() if name not in ("__future__", *sys.builtin_module_names)}
     assert loaded == {PACKAGE, *(f"{PACKAGE}.{name}" for name in ("collection", "errors", "running", "settings"))}
+
+
+@pytest.mark.parametrize("task", ["db.list", "db.cleanup"])
+def test_who_only_looks_at_the_shelf_loads_nothing_that_reads_dumps_or_asks_a_server(task: str, tmp_path: Path) -> None:
+    lines = ["from invoke import Collection", f"import {PACKAGE} as db", "ns = Collection(db)"]
+    (tmp_path / "tasks.py").write_text("\n".join(lines))
+    code = f"import sys; sys.argv = ['inv', '{task}']; from invoke.main import program; program.run(exit=False); "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(*sys.modules)"],
+        cwd=tmp_path,
+        env={**clean_environ(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert f"{PACKAGE}.store" in loaded
+    ours = {f"{PACKAGE}.{name}" for name in ("archive", "bulk", "catalog", "pouring", "postgres", "sqltext")}
+    assert loaded.isdisjoint({*ours, "dotenv", "fabric", "isal", "paramiko", "rich", "shutil"})
 
 
 def test_the_wheel_needs_what_comes_in_by_a_door() -> None:
