@@ -29,6 +29,7 @@ class Shelf:
 
     fates: list[Fate]
     backups: dict[str, Backup]
+    links: dict[str, str]
     rules: dict[str, str]
 
     @property
@@ -39,14 +40,21 @@ class Shelf:
 
 def look(desk: Desk, order: Order) -> Shelf:
     """Return what would be kept and what removed; what has been begun to be removed goes whatever the rules are now."""
-    backups = {b.name: b for b in desk.store.backups(order.type)}
+    stock = desk.store.stock(order.type)
+    backups = {b.name: b for b in stock.backups}
     warn_of_damaged(desk, backups.values())
     warn_of_no_type(desk, order.type, backups.values())
     needed = _needed(desk)
     begun = desk.store.begun()
     candidates = [
-        # One that has its .info still had not been touched.
-        Candidate(name, backup.complete, needed.get(backup.name, ""), backup.name in begun and not backup.has_info)
+        Candidate(
+            name,
+            backup.complete,
+            needed.get(backup.name, ""),
+            # One that has its .info still had not been touched.
+            backup.name in begun and not backup.has_info,
+            backup.bytes,
+        )
         for backup in backups.values()
         if (name := BackupName.parse(backup.name))
     ]
@@ -54,7 +62,7 @@ def look(desk: Desk, order: Order) -> Shelf:
     fates = retention.plan(candidates, of, desk.clock(), order.only)
     types = {backup.type for backup in backups.values()}
     rules = {t: f"This time: {order.only}" if order.only.given else f"Policy: {of(t)}" for t in sorted(types)}
-    return Shelf(fates, backups, rules)
+    return Shelf(fates, backups, stock.links, rules)
 
 
 def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
@@ -69,7 +77,7 @@ def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
         show(shelf)
         _note(desk, shelf)
         try:
-            desk.store.remove(shelf.going)
+            desk.store.remove(shelf.going, shelf.links)
         except Failed as error:
             stuck = error
         aside.expire(desk)

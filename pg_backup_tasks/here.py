@@ -108,16 +108,13 @@ class Here:
 
     # Files
 
-    def entries(self, folder: str, starting: str = "", holding: str = "") -> list[Entry] | None:
+    def entries(self, folder: str, starting: str = "") -> list[Entry] | None:
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             return None
         try:
-            names = os.listdir(descriptor)
-            if starting or holding:
-                names = [n for n in names if n.startswith(starting) and n.find(holding, len(starting)) >= 0]
-            return [_entry(name, descriptor) for name in names]
+            return [_entry(name, descriptor) for name in os.listdir(descriptor) if name.startswith(starting)]
         finally:
             os.close(descriptor)
 

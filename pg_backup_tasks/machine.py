@@ -42,10 +42,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey(Generic[T]):
-    """The files of a folder, by their names: their sizes in bytes, and what has been made of the texts asked for."""
+    """A folder's files by their names, their sizes in bytes and what has been made of their texts, and its links."""
 
     sizes: dict[str, int]
     texts: dict[str, T]
+    links: dict[str, str]
+    """Where each symbolic link points."""
 
 
 @dataclass(frozen=True)
@@ -219,15 +221,15 @@ class Machine(Protocol):
         """Return (folder, version text) for each set of PostgreSQL's client tools; *extra* folders first."""
         ...
 
-    def entries(self, folder: str, starting: str = "", holding: str = "") -> list[Entry] | None:
-        """Return what is in *folder* under names *starting* so, and *holding* that behind it; None without a folder."""
+    def entries(self, folder: str, starting: str = "") -> list[Entry] | None:
+        """Return what is in *folder* under names *starting* so; None without a folder."""
         ...
 
     def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
         """Return the sizes of *folder*'s files under names *starting* so, and the texts of those with that *ending*.
 
-        *make* is given each text, an empty one where it may not be read, and makes of it what is wanted. What is no
-        file itself, as a link, is left out; None without a folder.
+        *make* is given each text, an empty one where it may not be read, and makes of it what is wanted. A link is
+        not followed, and what is neither file nor link is left out; None without a folder.
         """
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -82,11 +82,11 @@ def _shorter_and_shorter(head: str, reasons: Sequence[str], *, goes: bool) -> It
         yield head.removesuffix(": ")
 
 
-def fates_table(fates: list[Fate], backups: Mapping[str, Backup], width: int, together: int) -> Table:
+def fates_table(fates: list[Fate], width: int, together: int) -> Table:
     """Return the table of one type; more than *together* that go alike, one after the other, are one."""
     parts = list(_alike(fates, together))
     names = [_which(part) for part in parts]
-    bytes_ = [size(sum(backups[str(fate.name)].bytes for fate in part)) for part in parts]
+    bytes_ = [size(sum(fate.bytes for fate in part)) for part in parts]
     broken = [sum(not fate.whole for fate in part) for part in parts]
     room = columns.room(width, max(map(len, names)), max(map(len, bytes_)))
     whys, styles = [], []

@@ -59,7 +59,7 @@ CLAIMED = 'if [ -L "$1" ]; then readlink -- "$1"; elif [ -e "$1" ]; then echo; e
 ENTRIES = r"""
 [ -e "$1" ] || exit 3
 cd -- "$1" || exit
-if [ "$2$3" ]; then set -- "$2"*"$3"*; else set -- * .[!.]* ..?*; fi
+if [ "$2" ]; then set -- "$2"*; else set -- * .[!.]* ..?*; fi
 for name; do
   size= target= kind=other
   case $name in .|..) continue ;; esac

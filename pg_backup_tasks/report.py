@@ -431,7 +431,7 @@ def _print_fates(shelf: Shelf, stream: TextIO | Heedless) -> None:
     for type_, fates in by_type.items():
         going = sum(not fate.kept for fate in fates)
         heading = f"{type_}: {how_many(len(fates) - going, going)}. {shelf.rules[type_]}"
-        table = fates_table(fates, shelf.backups, width, together=_TOGETHER if stream.isatty() else len(fates))
+        table = fates_table(fates, width, together=_TOGETHER if stream.isatty() else len(fates))
         lines = columns.lines(table, width, coloured=coloured, right=(1,), giving=(2,))
         blocks.append("\n".join((*columns.title(heading, width, coloured=coloured), *lines)))
     stream.write("".join(f"{block}\n\n" for block in blocks))

@@ -73,22 +73,24 @@ class Only:
 class Candidate(NamedTuple):
     """A backup as the plan sees it; *needed* says what for it must stay, empty if for nothing.
 
-    Of one that is *begun* some files are removed already.
+    Of one that is *begun* some files are removed already. How many *bytes* it has changes nothing in its fate.
     """
 
     name: BackupName
     whole: bool
     needed: str = ""
     begun: bool = False
+    bytes: int = 0
 
 
 class Fate(NamedTuple):
-    """What becomes of a backup, and why; *whole* as its candidate was."""
+    """What becomes of a backup, and why; *whole* and of so many *bytes* as its candidate was."""
 
     name: BackupName
     kept: bool
     reasons: tuple[str, ...]
     whole: bool
+    bytes: int
 
 
 def policies(settings: Mapping[str, Mapping[str, Any]]) -> Callable[[str], Policy]:
@@ -152,7 +154,7 @@ class _Judged:
 def _of_one_type(found: Sequence[Candidate], policy: Policy, now: datetime, only: Only) -> Iterator[Fate]:
     for candidate in found:
         if candidate.begun:
-            yield Fate(candidate.name, False, ("an earlier cleanup had begun to",), candidate.whole)
+            yield _fate(candidate, kept=False, reasons=("an earlier cleanup had begun to",))
     newest_first = [_Judged(c) for c in found if not c.begun]
     newest_first.sort(key=lambda judged: BY_TIME(judged.candidate.name), reverse=True)
     future = [judged for judged in newest_first if judged.candidate.name.at > now]
@@ -160,7 +162,7 @@ def _of_one_type(found: Sequence[Candidate], policy: Policy, now: datetime, only
     past = newest_first[len(future) :]
     whole = [judged for judged in past if judged.candidate.whole]
     # Whole ones first and by themselves, so that no other takes a place from them.
-    for among in (whole, past):
+    for among in (whole, past) if len(whole) < len(past) else (past,):
         for judged, reason in _kept_anyway(among, only, now) if only.given else _kept(among, policy):
             if reason not in judged.reasons:
                 judged.reasons.append(reason)
@@ -172,7 +174,11 @@ def _of_one_type(found: Sequence[Candidate], policy: Policy, now: datetime, only
     for judged in newest_first:
         candidate = judged.candidate
         kept = [*judged.reasons, candidate.needed] if candidate.needed else judged.reasons
-        yield Fate(candidate.name, bool(kept), tuple(kept or _why_gone(candidate, only)), candidate.whole)
+        yield _fate(candidate, kept=bool(kept), reasons=tuple(kept or _why_gone(candidate, only)))
+
+
+def _fate(candidate: Candidate, *, kept: bool, reasons: tuple[str, ...]) -> Fate:
+    return Fate(candidate.name, kept, reasons, candidate.whole, candidate.bytes)
 
 
 def _kept(newest_first: Sequence[_Judged], policy: Policy) -> Iterator[tuple[_Judged, str]]:

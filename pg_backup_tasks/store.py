@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,8 +24,9 @@ PARTIAL = ".partial_"
 FETCHING = ".fetching"
 _CLEARED = ".cleared_"
 _REMOVING = ".removing"
-# Who reads a backup for a while, without the lock: a link that says who.
-_IN_USE = ".in_use_"
+# Who reads a backup for a while, without the lock: a link that says who. A folder of their own, since no listing of
+# fifty thousand names is worth asking for them.
+_IN_USE = ".in_use"
 _MOST_LINKS = 8
 _AGE = attrgetter("created_at")
 # An `.info` as it is, and its gist.
@@ -116,6 +117,13 @@ class Backup(NamedTuple):
         raise Refused(f"{self.name} has no dump file left to restore.", hint="inv db.list")
 
 
+class Stock(NamedTuple):
+    """What lies in the folder: the backups, newest first, and where each link to a latest one points."""
+
+    backups: list[Backup]
+    links: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Store:
     """A backup folder on a machine."""
@@ -127,13 +135,17 @@ class Store:
 
     def backups(self, type_: str | None = None) -> list[Backup]:
         """Return the backups in the folder, newest first, perhaps of one type only."""
+        return self.stock(type_).backups
+
+    def stock(self, type_: str | None = None) -> Stock:
+        """Return the backups and the links to the latest, perhaps of one type only."""
         found = self._survey(f"backup_{type_}_" if type_ else "backup_")
         # A name has no dot in it; the files of one are parsed once.
         stems = {filename.partition(".")[0] for filename in found.sizes}
         names = [name for name in map(BackupName.parse, stems) if name and type_ in (None, name.type)]
         names.sort(key=BY_TIME, reverse=True)
         backups = (self._backup(name, found, self.folder) for name in names)
-        return [backup for backup in backups if backup]
+        return Stock([backup for backup in backups if backup], found.links)
 
     def types(self) -> list[str]:
         """Return the types there are backups of."""
@@ -173,11 +185,11 @@ class Store:
         parsed = BackupName.parse(name)
         return self._backup(parsed, self._survey(f"{name}."), self.folder) if parsed else None
 
-    def _entries(self, starting: str = "", holding: str = "") -> list[Entry]:
-        return self.machine.entries(self.folder, starting, holding) or []
+    def _entries(self, starting: str = "") -> list[Entry]:
+        return self.machine.entries(self.folder, starting) or []
 
     def _survey(self, starting: str, folder: str = "") -> Survey[_Text]:
-        return self.machine.survey(folder or self.folder, starting, INFO, _with_gist) or Survey({}, {})
+        return self.machine.survey(folder or self.folder, starting, INFO, _with_gist) or Survey({}, {}, {})
 
     def some(self) -> list[Backup]:
         """Return every backup. Raises Refused where there is none."""
@@ -277,8 +289,8 @@ class Store:
                 self.machine.remove(f"{self.folder}/{entry.name}")
             elif entry.name == FETCHING:
                 self.machine.remove_tree(f"{self.folder}/{FETCHING}")
-            elif entry.name.startswith(_IN_USE) and entry.target and not self.machine.alive(entry.target):
-                self.machine.remove(f"{self.folder}/{entry.name}")
+            elif entry.name == _IN_USE:
+                self.machine.remove(*(f"{self._marks}/{mark.name}" for mark in self._in_use() if not self._holds(mark)))
         if not any(entry.name.startswith((PARTIAL, _CLEARED)) for entry in hidden):
             return []
         entries = self._entries()
@@ -304,11 +316,15 @@ class Store:
     # Letting go
 
     @contextmanager
-    def in_use(self, name: str) -> Iterator[None]:
-        """Let no cleanup remove a backup for this block, where this user may say so in the folder."""
+    def in_use(self, backup: Backup) -> Iterator[None]:
+        """Let no cleanup remove a backup for this block, where this user may say so in its folder."""
+        if backup.folder != self.folder:
+            yield
+            return
         who = self.machine.presence()
-        mark = f"{self.folder}/{_IN_USE}{name}.{hashlib.sha256(who.encode()).hexdigest()[:12]}"
+        mark = f"{self._marks}/{backup.name}.{hashlib.sha256(who.encode()).hexdigest()[:12]}"
         with suppress(OSError, CommandError):
+            self.machine.make_folder(self._marks)
             self.machine.claim(mark, who)
         try:
             yield
@@ -318,11 +334,23 @@ class Store:
 
     def used(self) -> set[str]:
         """Return the names of the backups that are in use."""
-        marks = [entry for entry in self._entries(_IN_USE) if entry.target and self.machine.alive(entry.target)]
-        return {mark.name.removeprefix(_IN_USE).rpartition(".")[0] for mark in marks}
+        return {mark.name.rpartition(".")[0] for mark in self._in_use() if self._holds(mark)}
 
-    def remove(self, backups: Sequence[Backup]) -> None:
-        """Remove these backups, each as a whole; only under the lock.
+    @property
+    def _marks(self) -> str:
+        return f"{self.folder}/{_IN_USE}"
+
+    def _in_use(self) -> list[Entry]:
+        # Where several share a folder, marks closed to us are somebody else's, of backups that are theirs.
+        with suppress(PermissionError, NotADirectoryError):
+            return self.machine.entries(self._marks) or []
+        return []
+
+    def _holds(self, mark: Entry) -> bool:
+        return mark.target is not None and self.machine.alive(mark.target)
+
+    def remove(self, backups: Sequence[Backup], links: Mapping[str, str]) -> None:
+        """Remove these backups, each as a whole, of the stock that has these *links*; only under the lock.
 
         Dying in between leaves none that looks whole, and what has been begun is remembered. Raises Failed for what
         cannot be removed, once everything else is.
@@ -330,7 +358,7 @@ class Store:
         backups = sorted(backups, key=_AGE)  # what dies early leaves the newer ones
         names = {b.name for b in backups}
         others = self.begun() - names
-        self._redirect(names)
+        self._redirect(names, links)
         self._remember(names | others)
         if not backups and not others:
             return
@@ -377,12 +405,12 @@ class Store:
         parsed = (split_file(e.name) for e in self._entries() if e.is_file)
         return {str(name) for name, found in filter(None, parsed) if found.endswith(extension)}
 
-    def _redirect(self, gone: set[str]) -> None:
+    def _redirect(self, gone: set[str], links: Mapping[str, str]) -> None:
         """Let every link to the latest backup of a type point at one that is there and stays, or be gone."""
         stale: dict[str, list[str]] = {}
-        for entry in self._entries("backup_", "_latest."):
-            link = _LATEST.fullmatch(entry.name) if entry.target is not None else None
-            if link and self._is_stale(entry.target or "", gone):
+        for name, target in links.items():
+            link = _LATEST.fullmatch(name)
+            if link and self._is_stale(target, gone):
                 stale.setdefault(link["type"], []).append(link["extension"])
         steps: list[tuple[str, ...]] = []
         for type_, extensions in stale.items():

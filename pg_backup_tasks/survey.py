@@ -1,4 +1,4 @@
-"""The files of a folder on this computer: how large each is, and what is made of the texts of some.
+"""The files and links of a folder on this computer: how large each is, and what is made of the texts of some.
 
 A shelf of ten thousand backups has fifty thousand files, and Python asks for one size at a time, whatever the number
 of threads; so where there are many, a second process asks for those of all the other files while we read.
@@ -33,7 +33,7 @@ class _Second(NamedTuple):
 
 
 def of(folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
-    """Return the sizes of the files under names *starting* so, and what *make* makes of those with that *ending*.
+    """Return the files and links under names *starting* so, and what *make* makes of those with that *ending*.
 
     None without a folder. Raises OSError where it may not be looked into.
     """
@@ -44,11 +44,13 @@ def of(folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> S
     try:
         names = [name for name in os.listdir(descriptor) if name.startswith(starting)]
         others = [name for name in names if not name.endswith(ending)]
-        found: Survey[T] = Survey({}, {})
+        found: Survey[T] = Survey({}, {}, {})
         with _asked_beside(others, descriptor) as answer:
             _read(found, (name for name in names if name.endswith(ending)), descriptor, make)
             sizes = zip(others, answer(), strict=True)
         found.sizes.update((name, size) for name, size in sizes if size != _NO_SIZE)
+        no_files = (name for name in names if name not in found.sizes)
+        found.links.update((name, target) for name in no_files if (target := _target(name, descriptor)) is not None)
     finally:
         os.close(descriptor)
     return found
@@ -71,6 +73,14 @@ def _size(name: str, folder: int) -> int:
     except FileNotFoundError:
         return _NO_SIZE
     return found.st_size if stat.S_ISREG(found.st_mode) else _NO_SIZE
+
+
+def _target(name: str, folder: int) -> str | None:
+    """Return where a link points, None where it is none, or is gone."""
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except OSError:
+        return None
 
 
 def _text(name: str, size: int, folder: int) -> bytes | None:

@@ -298,8 +298,8 @@ class There:
 
     # Files
 
-    def entries(self, folder: str, starting: str = "", holding: str = "") -> list[Entry] | None:
-        done = self._ask(posix.ENTRIES, folder, starting, holding, good=(0, 3))
+    def entries(self, folder: str, starting: str = "") -> list[Entry] | None:
+        done = self._ask(posix.ENTRIES, folder, starting, good=(0, 3))
         if done.code:
             return None
         *words, listing = done.out.split("\0")
@@ -317,7 +317,8 @@ class There:
         sizes = {entry.name: entry.bytes for entry in entries if entry.is_file}
         names = [name for name in sizes if name.endswith(ending)]
         texts = self._readable([f"{folder}/{name}" for name in names])
-        return Survey(sizes, {name: make(text) for name, text in zip(names, texts, strict=True) if text is not None})
+        made = {name: make(text) for name, text in zip(names, texts, strict=True) if text is not None}
+        return Survey(sizes, made, {entry.name: entry.target for entry in entries if entry.target is not None})
 
     def sizes(self, paths: Sequence[str]) -> list[int]:
         return [int(size) for size in self._ask(posix.SIZES, *paths).out.split()]

@@ -399,9 +399,11 @@ def shelf_of(count: int, type_: str = "auto", only: Only = Only(), *, gaps: int 
         name = f"backup_{its}_{at:%Y%m%d_%H%M%S}"
         raw = b"an old script's" if number % gaps else None
         found[name] = Backup(name, "/b", its, at, {Format.DUMP: 987_654_321}, raw)
-    candidates = [Candidate(parsed, b.complete) for b in found.values() if (parsed := BackupName.parse(b.name))]
+    candidates = [
+        Candidate(parsed, b.complete, bytes=b.bytes) for b in found.values() if (parsed := BackupName.parse(b.name))
+    ]
     rules = {t: f"Policy: {USUAL.get(t, Policy())}" for t in sorted({b.type for b in found.values()})}
-    return Shelf(plan(candidates, lambda t: USUAL.get(t, Policy()), TODAY, only), found, rules)
+    return Shelf(plan(candidates, lambda t: USUAL.get(t, Policy()), TODAY, only), found, {}, rules)
 
 
 def picture(monkeypatch: pytest.MonkeyPatch, show: Callable[[Report], None], stream: io.StringIO) -> list[str]:

@@ -103,7 +103,8 @@ def cleared(store: Store) -> list[str]:
 
 def test_a_backup_is_in_use_as_long_as_its_reader_lives(shelf: Shelf) -> None:
     shelf.put(OLD, ".dump")
-    with shelf.store.in_use(OLD):
+    (backup,) = shelf.store.backups()
+    with shelf.store.in_use(backup):
         assert shelf.store.used() == {OLD}
         cleared(shelf.store)
         assert shelf.store.used() == {OLD}
@@ -111,7 +112,7 @@ def test_a_backup_is_in_use_as_long_as_its_reader_lives(shelf: Shelf) -> None:
     assert shelf.store.used() == set()
     number, *more = Here().presence().split("|")
     dead = "|".join((number, "another time", *more[1:]))
-    mark = shelf.folder / f".in_use_{OLD}.0"
+    mark = shelf.folder / ".in_use" / f"{OLD}.0"
     mark.symlink_to(dead)
     assert shelf.store.used() == set()
     cleared(shelf.store)
@@ -119,8 +120,22 @@ def test_a_backup_is_in_use_as_long_as_its_reader_lives(shelf: Shelf) -> None:
 
 
 def test_a_backup_that_is_only_readable_can_be_in_use(shelf: Shelf) -> None:
-    with Store(Here(), str(shelf.folder / "none")).in_use(OLD):
+    shelf.put(OLD, ".dump")
+    (backup,) = shelf.store.backups()
+    (shelf.folder / ".in_use").write_text("not ours")
+    with shelf.store.in_use(backup):
+        assert shelf.store.used() == set()
+    cleared(shelf.store)
+    assert (shelf.folder / ".in_use").read_text() == "not ours"
+
+
+def test_one_that_lies_elsewhere_is_in_use_in_no_folder_of_ours(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.put(OLD, ".dump", folder=tmp_path)
+    backup = shelf.find(str(tmp_path / f"{OLD}.dump"))
+    with Store(Here(), str(shelf.folder / "none")).in_use(backup):
         pass
+    assert list(shelf.folder.iterdir()) == []
+    assert not (tmp_path / ".in_use").exists()
 
 
 # What is there
@@ -227,7 +242,7 @@ class Strict(Here):
         found = super().survey(folder, starting, ending, bytes)
         assert found
         texts = {name: make(b"" if NEW in name else text) for name, text in found.texts.items() if AUTO not in name}
-        return Survey(found.sizes, texts)
+        return Survey(found.sizes, texts, found.links)
 
 
 def test_an_info_that_cannot_be_read_is_no_trouble_for_the_others(shelf: Shelf) -> None:
@@ -276,7 +291,7 @@ class Memory:
 
     def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T]:
         sizes = {name: 1 for name in self._files if name.startswith(starting)}
-        return Survey(sizes, {name: make(b"an old script's") for name in sizes if name.endswith(ending)})
+        return Survey(sizes, {name: make(b"an old script's") for name in sizes if name.endswith(ending)}, {})
 
 
 stamps = st.datetimes(datetime(2000, 1, 1), datetime(2099, 12, 31)).map(  # noqa: DTZ001
@@ -485,7 +500,7 @@ def test_links_lead_to_what_is_there_however_they_said_where(shelf: Shelf, tmp_p
     }
     for name, target in targets.items():
         (shelf.folder / name).symlink_to(target)
-    shelf.store.remove([b for b in shelf.store.backups() if b.name == gone])
+    remove(shelf.store, gone)
     right = links(shelf)
     assert right == {
         "backup_manual_latest.dump": f"{stays}.dump",
@@ -496,8 +511,13 @@ def test_links_lead_to_what_is_there_however_they_said_where(shelf: Shelf, tmp_p
     }
     (shelf.folder / "backup_manual_latest.dump").unlink()
     (shelf.folder / "backup_manual_latest.dump").symlink_to(f"{gone}.dump")
-    shelf.store.remove([])
+    remove(shelf.store)
     assert links(shelf) == right
+
+
+def remove(store: Store, *names: str) -> None:
+    backups, links = store.stock()
+    store.remove([backup for backup in backups if backup.name in names], links)
 
 
 class Stubborn(Here):
@@ -520,7 +540,7 @@ def test_one_that_cannot_be_removed_keeps_none_of_the_others(shelf: Shelf, stuck
     machine.stuck = stuck
     for _ in range(2):
         with pytest.raises(Failed, match=f"1 of . backups could not be removed .Operation not permitted.: {NEW}"):
-            store.remove(store.backups())
+            remove(store, OLD, NEW, AUTO)
     left = {p.name for p in shelf.folder.iterdir()}
     if stuck.endswith(".info"):
         assert left == {f"{NEW}{extension}" for extension in (".dump", ".tar", ".info")}
@@ -529,7 +549,7 @@ def test_one_that_cannot_be_removed_keeps_none_of_the_others(shelf: Shelf, stuck
         assert left == {stuck, ".removing"}
         assert store.begun() == {NEW}
     machine.stuck = ""
-    store.remove(store.backups())
+    remove(store, OLD, NEW, AUTO)
     assert list(shelf.folder.iterdir()) == []
 
 
