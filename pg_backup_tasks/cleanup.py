@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from . import aside, retention
 from .desk import Desk
@@ -12,6 +12,8 @@ from .model import BackupName
 from .retention import Candidate, Fate, Only
 from .store import Backup
 from .units import listed
+
+_READ = "a db.fetch reads it"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
         aside.tell(desk)
         shelf = look(desk, order)
         show(shelf)
+        shelf = _spare(desk, shelf)
         _note(desk, shelf)
         try:
             desk.store.remove(shelf.going, shelf.links)
@@ -84,6 +87,16 @@ def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
     if stuck:
         raise stuck
     return shelf
+
+
+def _spare(desk: Desk, shelf: Shelf) -> Shelf:
+    """Return the shelf on which stays what somebody has begun to read since it was looked at, having said so."""
+    used = desk.store.used()
+    late = {fate.name for fate in shelf.fates if not fate.kept and str(fate.name) in used} if used else set()
+    for name in sorted(late):
+        desk.report.say(f"{name} stays after all: {_READ}.")
+    fates = [f._replace(kept=True, reasons=(_READ,)) if f.name in late else f for f in shelf.fates]
+    return replace(shelf, fates=fates) if late else shelf
 
 
 def _note(desk: Desk, shelf: Shelf) -> None:
@@ -112,7 +125,7 @@ def warn_of_no_type(desk: Desk, type_: str | None, backups: Collection[Backup]) 
 
 def _needed(desk: Desk) -> dict[str, str]:
     """Return the backups that something remembered here would miss."""
-    needed = dict.fromkeys(desk.store.used(), "a db.fetch reads it")
+    needed = dict.fromkeys(desk.store.used(), _READ)
     needed |= {change.before: "db.undo needs it" for change in desk.journal.done() if change.how == "in place"}
     migrations = (m for m in desk.migrations.all() if m.state != "rolled back")
     needed |= {migration.backup: "db.rollback needs it" for migration in migrations}

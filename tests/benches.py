@@ -7,13 +7,34 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nasty
 import pytest
 from conftest import TASKS, Project, Ran, Server
 
+from pg_backup_tasks import settings
+from pg_backup_tasks.desk import Desk
+from pg_backup_tasks.embedded import find_bins
+from pg_backup_tasks.here import Here
+from pg_backup_tasks.report import Report
+
 FORMATS = ("dump", "tar", "sql.gz", "sql")
+
+
+def desk_of(project: Project) -> Desk:
+    """Return what a task works with, so that hundreds of cases run in one process."""
+    return Desk(
+        settings=settings.load({}, {}, project.path),
+        machine=Here(),
+        report=Report(quiet=True),
+        environ={},
+        cwd=str(project.path),
+        clock=lambda: datetime.now(UTC),
+        sleep=lambda _: None,
+        more_tools=lambda: [str(folder) for folder in find_bins()],
+    )
 
 
 @dataclass

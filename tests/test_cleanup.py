@@ -10,19 +10,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
-from benches import Bench
+from benches import Bench, desk_of
 from conftest import ROOT, Project, Server, missing
 
 from bench.shelves import DOCUMENT
 from pg_backup_tasks import info
-from pg_backup_tasks.cleanup import Shelf
+from pg_backup_tasks.cleanup import Order, Shelf, clean
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.info import Restored
 from pg_backup_tasks.journal import Change
@@ -199,6 +199,22 @@ def test_one_that_may_only_be_read_or_is_being_read(project: Project) -> None:
         assert project.inv("db.cleanup", "--keep", "1").code == 0
         assert reader.read() == b"dump"
     assert names(project) == {stocked[0]}
+
+
+def test_what_somebody_begins_to_read_while_it_is_shown_stays(project: Project) -> None:
+    newest, *others = stock(project, nights(4))
+    desk = desk_of(project)
+    with ExitStack() as reading:
+
+        def show(shelf: Shelf) -> None:
+            assert [str(fate.name) for fate in shelf.fates if fate.kept] == [newest]
+            reading.enter_context(desk.store.in_use(shelf.backups[others[1]]))
+
+        shelf = clean(desk, Order(only=Only(keep=1)), show)
+    assert {str(f.name): f.reasons for f in shelf.fates if f.kept}[others[1]] == ("a db.fetch reads it",)
+    assert names(project) == {newest, others[1]}
+    clean(desk, Order(only=Only(keep=1)), lambda _: None)
+    assert names(project) == {newest}
 
 
 def test_the_latest_links_stay_right(ready: Project, server: Server, database: str) -> None:

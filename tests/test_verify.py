@@ -9,18 +9,15 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import nasty
 import pytest
+from benches import desk_of
 from conftest import TASKS, Project, Ran, Server
 
-from pg_backup_tasks import settings, verify
-from pg_backup_tasks.desk import Desk
-from pg_backup_tasks.embedded import EmbeddedServer, find_bins
-from pg_backup_tasks.here import Here
-from pg_backup_tasks.report import Report
+from pg_backup_tasks import verify
+from pg_backup_tasks.embedded import EmbeddedServer
 
 FORMATS = ("dump", "tar", "sql.gz", "sql")
 FILLED = """
@@ -81,20 +78,6 @@ def shelf(taken: tuple[Path, str, str], tmp_path: Path) -> Shelf:
     copy = tmp_path / "project"
     shutil.copytree(path, copy, symlinks=True)
     return Shelf(Project(copy), name)
-
-
-def desk_of(project: Project) -> Desk:
-    """Return what a task works with, so that hundreds of damages are judged in one process."""
-    return Desk(
-        settings=settings.load({}, {}, project.path),
-        machine=Here(),
-        report=Report(quiet=True),
-        environ={},
-        cwd=str(project.path),
-        clock=lambda: datetime.now(UTC),
-        sleep=lambda _: None,
-        more_tools=lambda: [str(folder) for folder in find_bins()],
-    )
 
 
 def test_what_is_removed_meanwhile_keeps_nobody_from_the_others(shelf: Shelf) -> None:
