@@ -91,8 +91,9 @@ def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
 
 def _spare(desk: Desk, shelf: Shelf) -> Shelf:
     """Return the shelf on which stays what somebody has begun to read since it was looked at, having said so."""
-    used = desk.store.used()
-    late = {fate.name for fate in shelf.fates if not fate.kept and str(fate.name) in used} if used else set()
+    going = {backup.name for backup in shelf.going if backup.has_info}
+    used = desk.store.used() & going if going else set()
+    late = {fate.name for fate in shelf.fates if str(fate.name) in used}
     for name in sorted(late):
         desk.report.say(f"{name} stays after all: {_READ}.")
     fates = [f._replace(kept=True, reasons=(_READ,)) if f.name in late else f for f in shelf.fates]

@@ -60,7 +60,7 @@ def fetch(far: Desk, near: Desk, chosen: Backup, wait: float, formats: tuple[For
         if here := _here_already(home, chosen, wanted):
             return Fetched(here, far.machine.name, 0, monotonic() - began)
         _refuse_without_room(home, chosen, wanted)
-        with far.store.in_use(chosen):
+        with far.store.in_use(chosen.name):
             _bring(far, home, chosen, wanted)
         found = _as_it_lies(home.store, chosen)
     return Fetched(found, far.machine.name, sum(chosen.sizes[f] for f in wanted), monotonic() - began)

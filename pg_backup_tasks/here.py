@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -210,7 +211,9 @@ class Here:
             return os.readlink(path)
         except FileNotFoundError:
             return None
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
             return ""  # something else under that name, which nobody of ours put there
 
     def remove(self, *paths: str) -> None:

@@ -110,6 +110,8 @@ def _chain(machine: Machine, folder: str) -> tuple[list[tuple[str, Holder]], str
     while (text := machine.claimed(following)) is not None:
         links.append((following, Holder.parse(text)))
         following = f"{path}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        if any(following == path_ for path_, _ in links):
+            break  # what somebody has made by hand must not lead in a circle
     return links, following
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import getpass
 import os
@@ -247,8 +246,6 @@ def _rarely_collecting() -> Iterator[None]:
     finally:
         gc.set_threshold(*usual)
         gc.unfreeze()
-        # Nor need anyone look through them once more when all memory is let go anyway.
-        atexit.register(gc.freeze)
 
 
 def _refuse_stray_words() -> None:

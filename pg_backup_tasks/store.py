@@ -24,9 +24,8 @@ PARTIAL = ".partial_"
 FETCHING = ".fetching"
 _CLEARED = ".cleared_"
 _REMOVING = ".removing"
-# Who reads a backup for a while, without the lock: a link that says who. A folder of their own, since no listing of
-# fifty thousand names is worth asking for them.
-_IN_USE = ".in_use"
+# Who reads a backup for a while, without the lock: a link that says who, for every user of the folder to see.
+_IN_USE = ".in_use_"
 _MOST_LINKS = 8
 _AGE = attrgetter("created_at")
 # An `.info` as it is, and its gist.
@@ -135,17 +134,20 @@ class Store:
 
     def backups(self, type_: str | None = None) -> list[Backup]:
         """Return the backups in the folder, newest first, perhaps of one type only."""
-        return self.stock(type_).backups
+        return self._backups(self._survey(f"backup_{type_}_" if type_ else "backup_"), type_)
 
     def stock(self, type_: str | None = None) -> Stock:
-        """Return the backups and the links to the latest, perhaps of one type only."""
-        found = self._survey(f"backup_{type_}_" if type_ else "backup_")
+        """Return the backups, perhaps of one type only, and the links to the latest of every type."""
+        found = self._survey("backup_")
+        return Stock(self._backups(found, type_), found.links)
+
+    def _backups(self, found: Survey[_Text], type_: str | None) -> list[Backup]:
         # A name has no dot in it; the files of one are parsed once.
         stems = {filename.partition(".")[0] for filename in found.sizes}
         names = [name for name in map(BackupName.parse, stems) if name and type_ in (None, name.type)]
         names.sort(key=BY_TIME, reverse=True)
         backups = (self._backup(name, found, self.folder) for name in names)
-        return Stock([backup for backup in backups if backup], found.links)
+        return [backup for backup in backups if backup]
 
     def types(self) -> list[str]:
         """Return the types there are backups of."""
@@ -289,8 +291,8 @@ class Store:
                 self.machine.remove(f"{self.folder}/{entry.name}")
             elif entry.name == FETCHING:
                 self.machine.remove_tree(f"{self.folder}/{FETCHING}")
-            elif entry.name == _IN_USE:
-                self.machine.remove(*(f"{self._marks}/{mark.name}" for mark in self._in_use() if not self._holds(mark)))
+            elif entry.name.startswith(_IN_USE) and entry.target and not self.machine.alive(entry.target):
+                self.machine.remove(f"{self.folder}/{entry.name}")
         if not any(entry.name.startswith((PARTIAL, _CLEARED)) for entry in hidden):
             return []
         entries = self._entries()
@@ -316,15 +318,11 @@ class Store:
     # Letting go
 
     @contextmanager
-    def in_use(self, backup: Backup) -> Iterator[None]:
-        """Let no cleanup remove a backup for this block, where this user may say so in its folder."""
-        if backup.folder != self.folder:
-            yield
-            return
+    def in_use(self, name: str) -> Iterator[None]:
+        """Let no cleanup remove a backup for this block, where this user may say so in the folder."""
         who = self.machine.presence()
-        mark = f"{self._marks}/{backup.name}.{hashlib.sha256(who.encode()).hexdigest()[:12]}"
+        mark = f"{self.folder}/{_IN_USE}{name}.{hashlib.sha256(who.encode()).hexdigest()[:12]}"
         with suppress(OSError, CommandError):
-            self.machine.make_folder(self._marks)
             self.machine.claim(mark, who)
         try:
             yield
@@ -334,20 +332,8 @@ class Store:
 
     def used(self) -> set[str]:
         """Return the names of the backups that are in use."""
-        return {mark.name.rpartition(".")[0] for mark in self._in_use() if self._holds(mark)}
-
-    @property
-    def _marks(self) -> str:
-        return f"{self.folder}/{_IN_USE}"
-
-    def _in_use(self) -> list[Entry]:
-        # Where several share a folder, marks closed to us are somebody else's, of backups that are theirs.
-        with suppress(PermissionError, NotADirectoryError):
-            return self.machine.entries(self._marks) or []
-        return []
-
-    def _holds(self, mark: Entry) -> bool:
-        return mark.target is not None and self.machine.alive(mark.target)
+        marks = [entry for entry in self._entries(_IN_USE) if entry.target and self.machine.alive(entry.target)]
+        return {mark.name.removeprefix(_IN_USE).rpartition(".")[0] for mark in marks}
 
     def remove(self, backups: Sequence[Backup], links: Mapping[str, str]) -> None:
         """Remove these backups, each as a whole, of the stock that has these *links*; only under the lock.
@@ -407,10 +393,12 @@ class Store:
 
     def _redirect(self, gone: set[str], links: Mapping[str, str]) -> None:
         """Let every link to the latest backup of a type point at one that is there and stays, or be gone."""
+        latest = [(link, target) for name, target in links.items() if (link := _LATEST.fullmatch(name))]
         stale: dict[str, list[str]] = {}
-        for name, target in links.items():
-            link = _LATEST.fullmatch(name)
-            if link and self._is_stale(target, gone):
+        # What a link leads to must not be told from another backup's `.info`: of one backup all go, or none.
+        broken = {(link["type"], _stem(target)) for link, target in latest if self._is_stale(target, gone)}
+        for link, target in latest:
+            if (link["type"], _stem(target)) in broken:
                 stale.setdefault(link["type"], []).append(link["extension"])
         steps: list[tuple[str, ...]] = []
         for type_, extensions in stale.items():
@@ -492,6 +480,12 @@ class Staging:
 
 def _with_gist(raw: bytes) -> _Text:
     return raw, info_.gist(raw)
+
+
+def _stem(target: str) -> str:
+    """Return the name of the backup to whose file a link leads, if it is one's."""
+    parsed = split_file(PurePosixPath(target).name)
+    return str(parsed[0]) if parsed else ""
 
 
 def _is_temporary(entry: Entry) -> bool:

@@ -208,13 +208,25 @@ def test_what_somebody_begins_to_read_while_it_is_shown_stays(project: Project) 
 
         def show(shelf: Shelf) -> None:
             assert [str(fate.name) for fate in shelf.fates if fate.kept] == [newest]
-            reading.enter_context(desk.store.in_use(shelf.backups[others[1]]))
+            reading.enter_context(desk.store.in_use(others[1]))
 
         shelf = clean(desk, Order(only=Only(keep=1)), show)
     assert {str(f.name): f.reasons for f in shelf.fates if f.kept}[others[1]] == ("a db.fetch reads it",)
     assert names(project) == {newest, others[1]}
     clean(desk, Order(only=Only(keep=1)), lambda _: None)
     assert names(project) == {newest}
+
+
+def test_the_links_of_no_other_type_are_left_hanging(project: Project) -> None:
+    newest, old = stock(project, nights(2))
+    (project.backups / "backup_prod_latest.dump").symlink_to(f"{old}.dump")
+    assert project.inv("db.cleanup", "--type", "auto", "--keep", "1").code == 0
+    assert names(project) == {newest}
+
+
+def test_each_is_shown_with_its_size(project: Project) -> None:
+    stock(project, nights(1))
+    assert re.search(r"backup_auto_\S+ +16 B +kept: ", project.inv("db.cleanup", "--dry-run").out)
 
 
 def test_the_latest_links_stay_right(ready: Project, server: Server, database: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import signal
@@ -151,6 +152,22 @@ def test_what_is_no_link_is_respected_and_named(tmp_path: Path, make: Callable[[
         pass
     assert f"remove {tmp_path}/.lock*" in str(caught.value.hint)
     assert links(tmp_path) == [".lock"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: str) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("pg_backup_tasks.here.os.readlink", closed)
+    with pytest.raises(PermissionError), hold(tmp_path):
+        pass
+
+
+def test_what_leads_in_a_circle_is_respected_and_named(tmp_path: Path) -> None:
+    for name in (".lock", f".lock.{hashlib.sha256(b'').hexdigest()[:12]}"):
+        (tmp_path / name).touch()
+    with pytest.raises(Locked), hold(tmp_path):
+        pass
 
 
 def test_links_that_no_chain_leads_to_are_swept(tmp_path: Path, dead: str) -> None:

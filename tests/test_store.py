@@ -103,8 +103,7 @@ def cleared(store: Store) -> list[str]:
 
 def test_a_backup_is_in_use_as_long_as_its_reader_lives(shelf: Shelf) -> None:
     shelf.put(OLD, ".dump")
-    (backup,) = shelf.store.backups()
-    with shelf.store.in_use(backup):
+    with shelf.store.in_use(OLD):
         assert shelf.store.used() == {OLD}
         cleared(shelf.store)
         assert shelf.store.used() == {OLD}
@@ -112,7 +111,7 @@ def test_a_backup_is_in_use_as_long_as_its_reader_lives(shelf: Shelf) -> None:
     assert shelf.store.used() == set()
     number, *more = Here().presence().split("|")
     dead = "|".join((number, "another time", *more[1:]))
-    mark = shelf.folder / ".in_use" / f"{OLD}.0"
+    mark = shelf.folder / f".in_use_{OLD}.0"
     mark.symlink_to(dead)
     assert shelf.store.used() == set()
     cleared(shelf.store)
@@ -120,22 +119,9 @@ def test_a_backup_is_in_use_as_long_as_its_reader_lives(shelf: Shelf) -> None:
 
 
 def test_a_backup_that_is_only_readable_can_be_in_use(shelf: Shelf) -> None:
-    shelf.put(OLD, ".dump")
-    (backup,) = shelf.store.backups()
-    (shelf.folder / ".in_use").write_text("not ours")
-    with shelf.store.in_use(backup):
-        assert shelf.store.used() == set()
-    cleared(shelf.store)
-    assert (shelf.folder / ".in_use").read_text() == "not ours"
-
-
-def test_one_that_lies_elsewhere_is_in_use_in_no_folder_of_ours(shelf: Shelf, tmp_path: Path) -> None:
-    shelf.put(OLD, ".dump", folder=tmp_path)
-    backup = shelf.find(str(tmp_path / f"{OLD}.dump"))
-    with Store(Here(), str(shelf.folder / "none")).in_use(backup):
+    with Store(Here(), str(shelf.folder / "none")).in_use(OLD):
         pass
     assert list(shelf.folder.iterdir()) == []
-    assert not (tmp_path / ".in_use").exists()
 
 
 # What is there
@@ -513,6 +499,18 @@ def test_links_lead_to_what_is_there_however_they_said_where(shelf: Shelf, tmp_p
     (shelf.folder / "backup_manual_latest.dump").symlink_to(f"{gone}.dump")
     remove(shelf.store)
     assert links(shelf) == right
+
+
+def test_links_to_one_backup_go_to_the_newest_whole_one_together(shelf: Shelf) -> None:
+    shelf.put(OLD, ".dump", ".tar", ".sql")
+    # The newest, of which somebody has removed two files.
+    shelf.put(NEW, ".dump", ".tar", proof=False)
+    for extension in (".dump", ".tar", ".sql", ".info"):
+        (shelf.folder / f"backup_manual_latest{extension}").symlink_to(f"{NEW}{extension}")
+    remove(shelf.store)
+    assert links(shelf) == {
+        f"backup_manual_latest{extension}": f"{OLD}{extension}" for extension in (".dump", ".tar", ".sql", ".info")
+    }
 
 
 def remove(store: Store, *names: str) -> None:
