@@ -393,12 +393,13 @@ class Store:
 
     def _redirect(self, gone: set[str], links: Mapping[str, str]) -> None:
         """Let every link to the latest backup of a type point at one that is there and stays, or be gone."""
-        latest = [(link, target) for name, target in links.items() if (link := _LATEST.fullmatch(name))]
+        folder = PurePosixPath(self.folder)
+        latest = [(link, folder / target) for name, target in links.items() if (link := _LATEST.fullmatch(name))]
         stale: dict[str, list[str]] = {}
         # What a link leads to must not be told from another backup's `.info`: of one backup all go, or none.
-        broken = {(link["type"], _stem(target)) for link, target in latest if self._is_stale(target, gone)}
-        for link, target in latest:
-            if (link["type"], _stem(target)) in broken:
+        broken = {(link["type"], _stem(end)) for link, end in latest if self._is_stale(end, gone)}
+        for link, end in latest:
+            if (link["type"], _stem(end)) in broken:
                 stale.setdefault(link["type"], []).append(link["extension"])
         steps: list[tuple[str, ...]] = []
         for type_, extensions in stale.items():
@@ -410,16 +411,15 @@ class Store:
         if steps:
             self.machine.publish(steps)
 
-    def _is_stale(self, target: str, gone: set[str]) -> bool:
+    def _is_stale(self, end: PurePosixPath, gone: set[str]) -> bool:
         """Whether a link has, or is about to have, nothing at its end. However it says where: only ours are judged."""
-        file = PurePosixPath(target).name
-        parsed = split_file(file)
+        parsed = split_file(end.name)
         if not parsed:
             return False
         if str(parsed[0]) in gone:
             return True
         # It may lead to another folder; an empty file is no dump.
-        return not self.machine.sizes([str(PurePosixPath(self.folder) / target)])[0]
+        return not self.machine.sizes([str(end)])[0]
 
 
 @dataclass(frozen=True)
@@ -482,10 +482,9 @@ def _with_gist(raw: bytes) -> _Text:
     return raw, info_.gist(raw)
 
 
-def _stem(target: str) -> str:
-    """Return the name of the backup to whose file a link leads, if it is one's."""
-    parsed = split_file(PurePosixPath(target).name)
-    return str(parsed[0]) if parsed else ""
+def _stem(file: PurePosixPath) -> PurePosixPath:
+    """Return what the files of one backup have in common, which one of its name in another folder has not."""
+    return file.with_name(file.name.partition(".")[0]) if file.name else file
 
 
 def _is_temporary(entry: Entry) -> bool:

@@ -507,10 +507,13 @@ def test_links_to_one_backup_go_to_the_newest_whole_one_together(shelf: Shelf) -
     shelf.put(NEW, ".dump", ".tar", proof=False)
     for extension in (".dump", ".tar", ".sql", ".info"):
         (shelf.folder / f"backup_manual_latest{extension}").symlink_to(f"{NEW}{extension}")
+    elsewhere = f"../../../{NEW}.sql.gz"
+    (shelf.root.parent / f"{NEW}.sql.gz").write_bytes(b"not ours to judge")
+    (shelf.folder / "backup_manual_latest.sql.gz").symlink_to(elsewhere)
     remove(shelf.store)
     assert links(shelf) == {
         f"backup_manual_latest{extension}": f"{OLD}{extension}" for extension in (".dump", ".tar", ".sql", ".info")
-    }
+    } | {"backup_manual_latest.sql.gz": elsewhere}
 
 
 def remove(store: Store, *names: str) -> None:
