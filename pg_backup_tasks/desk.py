@@ -198,7 +198,8 @@ class Desk:
         self._refuse_what_others_need(folder)
         with ExitStack() as stack:
             with self._usable(folder):
-                self.machine.make_folder(folder)
+                if mode := self.machine.make_folder(folder):
+                    self.report.say(f"{folder} was open to others ({mode}); only its owner can enter it now.")
                 held = lock.hold(self.machine, folder, task, self.clock, wait, self._tell_who)
                 unfinished = self.store.clear_remains(stack.enter_context(held))
             for name in unfinished:

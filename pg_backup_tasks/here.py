@@ -144,12 +144,20 @@ class Here:
         os.replace(temporary, path)
         _sync(folder)
 
-    def make_folder(self, path: str) -> None:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        mode = stat.S_IMODE(os.stat(path).st_mode)
+    def make_folder(self, path: str) -> str:
+        if not os.path.isdir(path):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            os.chmod(path, 0o700)  # whatever the umask
+            return ""
+        mode = os.stat(path).st_mode
         # A folder that everybody shares (/tmp) has that bit; what is in it is closed all the same, file by file.
-        if mode != 0o700 and not mode & stat.S_ISVTX:
-            os.chmod(path, 0o700)
+        if not mode & (stat.S_IRWXG | stat.S_IRWXO) or mode & stat.S_ISVTX:
+            return ""
+        with os.scandir(path) as entries:
+            if machine.serves_something_else((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries):
+                raise machine.not_for_backups(path)
+        os.chmod(path, mode & stat.S_IRWXU)
+        return stat.filemode(mode)
 
     def remove_tree(self, path: str) -> None:
         import shutil

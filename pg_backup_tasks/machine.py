@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
-from .errors import Failed
+from .errors import Failed, Refused
 from .model import Command, Digest, Format, Item
 
 if TYPE_CHECKING:
@@ -249,8 +249,12 @@ class Machine(Protocol):
         """Put *data* under *path* at once, on disk and readable by its owner only."""
         ...
 
-    def make_folder(self, path: str) -> None:
-        """Make *path* and what leads to it; the last one is 0700 afterwards, unless it is one that all share."""
+    def make_folder(self, path: str) -> str:
+        """Make *path* and what leads to it; nobody but its owner can enter it then, unless it is one that all share.
+
+        Returns the mode it had, as `ls` shows it, where others could. Raises Refused instead of shutting them out of
+        what is no backup folder: one that has folders in it, and no backup.
+        """
         ...
 
     def remove_tree(self, path: str) -> None:
@@ -295,6 +299,29 @@ class Machine(Protocol):
     def cancel(self) -> None:
         """Let what works in the background end soon; nothing is asked of this machine's dumps afterwards."""
         ...
+
+
+# Folders of a disk of its own, and of what we had no time to clear.
+_OF_NO_MATTER = re.compile(r"lost\+found|\.(?:partial_.*|cleared_.*|fetching)")
+
+
+def serves_something_else(entries: Iterable[tuple[str, bool]]) -> bool:
+    """Whether a folder of these names, each with whether it is a folder itself, has others' folders and no backup."""
+    others = False
+    for name, is_folder in entries:
+        if name.startswith("backup_"):
+            return False
+        others = others or (is_folder and not _OF_NO_MATTER.fullmatch(name))
+    return others
+
+
+def not_for_backups(folder: str) -> Refused:
+    """Return the refusal to shut everybody else out of a folder that serves something else."""
+    return Refused(
+        f"{folder} cannot be the backup folder: there are other folders in it and no backups, and it would be closed "
+        "to everybody else.",
+        hint="set INVOKE_DB_BACKUPS to a folder of its own, as backups/postgres; or close it yourself: chmod go= of it",
+    )
 
 
 def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:

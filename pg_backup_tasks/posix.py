@@ -99,10 +99,22 @@ sync -- "${1%/*}" 2>/dev/null || sync
 SIZES = 'for path; do { wc -c <"$path"; } 2>/dev/null || echo 0; done'
 HEAD = 'dd bs=1 count=512 <"$1" 2>/dev/null'
 UNPACKED_HEAD = 'gzip -dc <"$1" 2>/dev/null | dd bs=1 count=512 2>/dev/null'
-# Whether all share a folder, POSIX lets only ls tell.
+# Who can enter a folder, POSIX lets only ls tell. Exit code 4: it serves something else (machine.py says what does).
 MAKE_FOLDER = r"""
-mkdir -p -m 700 -- "$1" || exit
-case $(ls -ld -- "$1") in d????????[tT]*) ;; *) chmod 700 -- "$1" ;; esac
+[ -d "$1" ] || { mkdir -p -m 700 -- "$1" && chmod 700 -- "$1"; exit; }
+mode=$(ls -ld -- "$1") || exit
+case $mode in d????????[tT]*|d???------*) exit ;; esac
+others=
+for each in "$1"/* "$1"/.*; do
+  case ${each##*/} in
+    backup_*) others=; break ;;
+    .|..|lost+found|.partial_*|.cleared_*|.fetching) ;;
+    *) if [ -d "$each" ] && ! [ -L "$each" ]; then others=yes; fi ;;
+  esac
+done
+[ ! "$others" ] || exit 4
+chmod go= -- "$1" || exit
+printf '%s\n' "${mode%% *}"
 """
 FLUSH = r"""
 for path; do

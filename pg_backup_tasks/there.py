@@ -358,8 +358,12 @@ class There:
         if done.code:
             _complain(command, done)
 
-    def make_folder(self, path: str) -> None:
-        self._ask(posix.MAKE_FOLDER, path)
+    def make_folder(self, path: str) -> str:
+        done = self._ask(posix.MAKE_FOLDER, path, good=(0, 4))
+        if done.code:
+            raise machine.not_for_backups(path)
+        # What has more than a mode (a list of who may what) has a sign after it.
+        return done.out.strip()[:10]
 
     def remove_tree(self, path: str) -> None:
         self._ask(posix.REMOVE_TREE, path)

@@ -170,6 +170,25 @@ def test_a_backup_folder_that_others_need(trial: Trial, word: str) -> None:
     assert {path: path.stat().st_mode for path in modes} == modes
 
 
+def test_a_backup_folder_that_serves_something_else(trial: Trial, tmp_path: Path) -> None:
+    srv = tmp_path / "srv"
+    (srv / "www").mkdir(parents=True)
+    srv.chmod(0o755)
+    env = {"INVOKE_DB_BACKUPS": str(srv)}
+    trial.fails("db.cleanup", env=env, code=2, says="there are other folders in it and no backups", tries="chmod go=")
+    assert srv.stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in srv.iterdir()] == ["www"]
+
+
+def test_a_backup_folder_that_was_open_is_said_to_be_closed(project: Project) -> None:
+    project.backups.mkdir(parents=True)
+    project.backups.chmod(0o755)
+    said = f"{project.backups} was open to others (drwxr-xr-x); only its owner can enter it now."
+    assert said in project.inv("db.cleanup").err
+    assert project.backups.stat().st_mode & 0o777 == 0o700
+    assert said not in project.inv("db.cleanup").err
+
+
 def test_a_folder_below_a_file(trial: Trial) -> None:
     trial.project.backups.parent.write_text("precious")
     trial.fails("db.backup", code=1, says=f"{trial.project.backups} cannot be used", tries="INVOKE_DB_BACKUPS")

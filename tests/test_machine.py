@@ -33,7 +33,7 @@ from sshd import Far, an_sshd, machine_at
 
 from bench.sshd import Sshd
 from pg_backup_tasks import bulk, lock, posix, postgres, shell, url
-from pg_backup_tasks.errors import Failed, Locked
+from pg_backup_tasks.errors import Failed, Locked, Refused
 from pg_backup_tasks.here import Here
 from pg_backup_tasks.line import Lost
 from pg_backup_tasks.machine import CommandError, Load, Machine, Survey, lines
@@ -586,14 +586,48 @@ def test_the_sizes_of_files(machine: Machine, folder: Path) -> None:
 
 def test_a_folder_is_made_for_its_owner_only(machine: Machine, folder: Path) -> None:
     path = folder / "backups" / "-p"
-    machine.make_folder(str(path))
+    assert machine.make_folder(str(path)) == ""
     assert path.stat().st_mode & 0o777 == 0o700
     path.chmod(0o755)
-    machine.make_folder(str(path))
+    assert machine.make_folder(str(path)) == "drwxr-xr-x"
     assert path.stat().st_mode & 0o777 == 0o700
     path.chmod(0o1777)
-    machine.make_folder(str(path))
+    assert machine.make_folder(str(path)) == ""
     assert path.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_what_its_owner_may_not_do_in_a_folder_stays_so(machine: Machine, folder: Path) -> None:
+    for mode, then, said in ((0o500, 0o500, ""), (0o550, 0o500, "dr-xr-x---")):
+        folder.chmod(mode)
+        assert machine.make_folder(str(folder)) == said
+        assert folder.stat().st_mode & 0o777 == then
+
+
+@pytest.mark.parametrize(
+    ("there", "closed"),
+    [
+        (["etc/"], False),
+        ([".git/", "notes"], False),
+        (["a b\nc/", "backup_notes"], True),
+        (["etc/", "backup_manual_20261122_143022.dump"], True),
+        (["notes", "prod.sql", ".gitkeep"], True),
+        (["lost+found/", ".partial_backup_manual_20261122_143022/", ".cleared_backup_a_20261122_143022/"], True),
+        ([], True),
+    ],
+)
+def test_what_serves_something_else_is_not_closed(
+    machine: Machine, folder: Path, there: list[str], closed: bool
+) -> None:
+    (folder / "link").symlink_to("/etc")
+    for name in there:
+        (folder / name).mkdir() if name.endswith("/") else (folder / name).touch()
+    folder.chmod(0o755)
+    if closed:
+        assert machine.make_folder(str(folder)) == "drwxr-xr-x"
+    else:
+        with pytest.raises(Refused, match="there are other folders in it and no backups"):
+            machine.make_folder(str(folder))
+    assert folder.stat().st_mode & 0o777 == (0o700 if closed else 0o755)
 
 
 def test_a_folder_goes_with_all_that_is_in_it(machine: Machine, folder: Path) -> None:
