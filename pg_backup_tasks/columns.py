@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple
 
 _GAP = "  "
-_NARROWEST = 4
 _END = "\x1b[0m"
 
 
@@ -35,22 +35,44 @@ def lines(
     *,
     coloured: bool,
     right: Collection[int] = (),
-    giving: Sequence[int] = (),
+    giving: Mapping[int, int] = MappingProxyType({}),
+    head: int = 1,
 ) -> Iterator[str]:
     """Yield the lines of a table, none wider than *width* as long as the columns that give nothing are not.
 
-    The columns in *right* stand to the right; those in *giving* are cut where there is no room, the first one first.
+    The columns in *right* stand to the right. Those *giving* are cut where there is no room, the first one first, to
+    what each needs at least. Where that is not enough, each row's first *head* columns have a line of their own.
     """
     columns, styles = table
     widths = [max(map(len if _is_plain(column) else cells, column)) for column in columns]
-    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
-    for column in giving:
-        given = max(0, min(excess, widths[column] - _NARROWEST))
-        widths[column] -= given
-        excess -= given
+    given = _given(widths, width, giving)
+    if sum(given) + len(_GAP) * (len(given) - 1) <= width or head >= len(columns):
+        for style, line in zip(styles, _rows(columns, given, right), strict=True):
+            yield _styled(line, style, coloured)
+        return
+    heads = _rows(columns[:head], widths[:head], right)
+    rest = {n - head: least for n, least in giving.items()}
+    given = _given(widths[head:], width - len(_GAP), rest)
+    others = _rows(columns[head:], given, [n - head for n in right])
+    for style, line, below in zip(styles, heads, others, strict=True):
+        yield _styled(line, style, coloured)
+        yield _styled(_GAP + below, style, coloured)
+
+
+def _given(widths: Sequence[int], width: int, giving: Mapping[int, int]) -> list[int]:
+    """Return the widths after the columns in *giving* have given what is too much."""
+    given = list(widths)
+    excess = sum(given) + len(_GAP) * (len(given) - 1) - width
+    for column, least in giving.items():
+        gives = max(0, min(excess, given[column] - least))
+        given[column] -= gives
+        excess -= gives
+    return given
+
+
+def _rows(columns: Sequence[Sequence[str]], widths: Sequence[int], right: Collection[int]) -> Iterator[str]:
     shown = [_fitted(column, width, n in right) for n, (column, width) in enumerate(zip(columns, widths, strict=True))]
-    for style, parts in zip(styles, zip(*shown, strict=True), strict=True):
-        yield _styled(_GAP.join(parts).rstrip(), style, coloured)
+    return (_GAP.join(parts).rstrip() for parts in zip(*shown, strict=True))
 
 
 def title(text: str, width: int, *, coloured: bool) -> Iterator[str]:
@@ -66,9 +88,13 @@ def cells(text: str) -> int:
     return sum(map(_places, text))
 
 
-def room(width: int, *columns: int) -> int:
-    """Return what is left of *width* beside columns of these widths."""
-    return width - sum(columns) - len(_GAP) * len(columns)
+def room(width: int, least: int, *columns: int) -> int:
+    """Return what is left of *width* for the last column beside others of these widths.
+
+    Where that is less than the *least* it needs, it is what is left of a line without the first of them.
+    """
+    beside = width - sum(columns) - len(_GAP) * len(columns)
+    return beside if beside >= least else beside + columns[0]
 
 
 def _styled(line: str, style: Style, coloured: bool) -> str:

@@ -29,6 +29,8 @@ _SHORTER = r"^(daily|monthly) \S+$|one of the (last)"
 _WEEK = r"^(weekly) \S+$"
 _DAYS = r"([0-9]+) days?"
 _BROKEN = "NOT WHOLE"
+# The places that what becomes of a backup, and why, needs beside its name.
+LEAST_WHY = 24
 
 
 def shelf_table(backups: list[Backup], now: datetime, *, numbered: bool = False) -> Table:
@@ -88,7 +90,7 @@ def fates_table(fates: list[Fate], width: int, together: int) -> Table:
     names = [_which(part) for part in parts]
     bytes_ = [size(sum(fate.bytes for fate in part)) for part in parts]
     broken = [sum(not fate.whole for fate in part) for part in parts]
-    room = columns.room(width, max(map(len, names)), max(map(len, bytes_)))
+    room = columns.room(width, LEAST_WHY, max(map(len, names)), max(map(len, bytes_)))
     whys, styles = [], []
     for part, count in zip(parts, broken, strict=True):
         whys.append(_why(*_fate(part[0]), count=len(part), broken=count, room=room))

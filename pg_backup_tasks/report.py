@@ -18,6 +18,7 @@ from .columns import Table
 from .errors import Failed, Refused, TaskError
 from .model import Mode
 from .pictures import (
+    LEAST_WHY,
     aside_document,
     fates_document,
     fates_table,
@@ -416,8 +417,9 @@ def _print(table: Table, stream: TextIO | Heedless) -> None:
     width, coloured = _paper(stream)
     titles = [column[0] for column in table.columns]
     right = [titles.index(title) for title in ("#", "AGE", "SIZE") if title in titles]
-    giving = [titles.index(title) for title in ("DATABASE", "FILES", "STATE")]
-    lines = columns.lines(table, width, coloured=coloured, right=right, giving=giving)
+    giving = {titles.index(title): least for title, least in (("DATABASE", 8), ("FILES", 5))}
+    head = titles.index("BACKUP") + 1
+    lines = columns.lines(table, width, coloured=coloured, right=right, giving=giving, head=head)
     stream.write("".join(f"{line}\n" for line in lines))
 
 
@@ -432,7 +434,7 @@ def _print_fates(shelf: Shelf, stream: TextIO | Heedless) -> None:
         going = sum(not fate.kept for fate in fates)
         heading = f"{type_}: {how_many(len(fates) - going, going)}. {shelf.rules[type_]}"
         table = fates_table(fates, width, together=_TOGETHER if stream.isatty() else len(fates))
-        lines = columns.lines(table, width, coloured=coloured, right=(1,), giving=(2,))
+        lines = columns.lines(table, width, coloured=coloured, right=(1,), giving={2: LEAST_WHY})
         blocks.append("\n".join((*columns.title(heading, width, coloured=coloured), *lines)))
     stream.write("".join(f"{block}\n\n" for block in blocks))
 

@@ -447,6 +447,17 @@ def bare(line: str) -> str:
     return re.sub(r"\x1b\[[0-9]*m", "", line)
 
 
+def whole_rows(shown: list[str]) -> list[str]:
+    """Return the rows of a table, one whose name has a line of its own in one piece."""
+    rows: list[str] = []
+    for line in shown:
+        if bare(line).startswith("  "):
+            rows[-1] += line
+        else:
+            rows.append(line)
+    return rows
+
+
 @pytest.mark.parametrize("only", [Only(), Only(30, 3)], ids=["policy", "flags"])
 @pytest.mark.parametrize("type_", ["a", "pre_migrate", "as_long_as_a_type_is_wont_to_be"])
 @pytest.mark.parametrize("count", [0, 1, 3, 500])
@@ -455,13 +466,16 @@ def test_what_a_cleanup_does_is_a_picture(monkeypatch: pytest.MonkeyPatch, count
     for stream in (Terminal(), io.StringIO()):
         shown = picture(monkeypatch, lambda report: report.fates(shelf), stream)
         assert all(len(bare(line)) <= 80 for line in shown)
+        rows = whole_rows(shown)
         if stream.isatty():
-            assert all(("\x1b[31m" in line) == ("  NOT WHOLE" in line) for line in shown)
+            assert all(("\x1b[31m" in row) == ("  NOT WHOLE" in row) for row in rows)
+        verdict = re.compile(r"  (NOT WHOLE, )?(kept: \w|removed: \w|removed(\x1b|$))")
+        assert all(verdict.search(row) for row in rows if "backup_" in row)
         named = {bare(line).split(" ")[0] for line in shown}
         # Each that stays has its line, and off the terminal each that goes.
         stays = {str(fate.name) for fate in shelf.fates if fate.kept}
         assert (stays if stream.isatty() else set(shelf.backups)) <= named
-        assert count < 500 or not stream.isatty() or len(shown) < 80
+        assert count < 500 or not stream.isatty() or len(rows) < 80
         together = [int(found[1]) for line in shown if (found := re.search(" ([0-9]+) rem", line))]
         alone = [line for line in shown if line.count("backup_") and bare(line).split(" ")[0] not in stays]
         assert sum(together) + len(alone) == len(shelf.going)
@@ -477,7 +491,7 @@ def test_without_colours_it_says_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     assert plain[0] == "auto: 11 stay, 9 go. Policy: 7 daily, 4 weekly, 12 monthly"
 
 
-@pytest.mark.parametrize("type_", ["auto", "pre_migrate"])
+@pytest.mark.parametrize("type_", ["auto", "pre_migrate", "as_long_as_a_type_is_wont_to_be"])
 def test_a_list_fits_the_screen(monkeypatch: pytest.MonkeyPatch, type_: str) -> None:
     database = msgspec.structs.replace(DOCUMENT.database, name="a_database_with_a_long_name")
     proven = Restored((TODAY - timedelta(days=1)).isoformat(), "18.1", 1.0)
@@ -491,8 +505,9 @@ def test_a_list_fits_the_screen(monkeypatch: pytest.MonkeyPatch, type_: str) -> 
         def show(report: Report, backup: Backup = backup) -> None:
             report.shelf([backup], [], "/b", later)
 
-        heading, shown = picture(monkeypatch, show, Terminal())
-        assert max(len(bare(heading)), len(bare(shown))) <= 80
+        lines = picture(monkeypatch, show, Terminal())
+        assert max(len(bare(line)) for line in lines) <= 80
+        _, shown = whole_rows(lines)
         assert bare(shown).split("  ")[-1] == ("proven 81 d" if backup.complete else "NOT WHOLE")
         assert ("\x1b[31m" in shown) is not backup.complete
 
