@@ -6,10 +6,28 @@ imported where there is something to do.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from . import url
 from .desk import Connection, Desk
 from .errors import TaskError
 from .journal import Change
+from .model import Database
+from .units import counted
+
+
+class Aside(NamedTuple):
+    """A database kept aside by a change, and how many seconds a cleanup leaves it yet, 0 for none."""
+
+    change: Change
+    left: float
+
+
+def kept(desk: Desk) -> list[Aside]:
+    """Return the databases kept aside, on whatever server."""
+    now, hours = desk.clock(), desk.settings.aside_hours
+    changes = [change for change in desk.journal.done() if change.how == "swap"]
+    return [Aside(c, max(0, hours * 3600 - c.age(now)) if c.undoable else 0) for c in changes]
 
 
 def tell(desk: Desk) -> None:
@@ -55,9 +73,20 @@ def drop_aside(desk: Desk, server: Connection, change: Change) -> bool:
     return not refused
 
 
+def tell_expiring(desk: Desk) -> None:
+    """Say what a cleanup would drop, without asking the server whether it is there."""
+    if not _expired(desk):
+        return
+    try:
+        for change in _expired_on(desk.choice.database, desk):
+            desk.report.say(f"Would drop {_described(desk, change)}.")
+    except TaskError as error:
+        _say_it_stays(desk, error)
+
+
 def expire(desk: Desk) -> None:
     """Drop what has been kept aside for longer than the setting; a server that cannot be reached is said."""
-    if not any(change.how == "swap" and _has_expired(desk, change) for change in desk.journal.done()):
+    if not _expired(desk):
         return
     from . import loading
 
@@ -65,24 +94,37 @@ def expire(desk: Desk) -> None:
         with loading.maintenance(desk, desk.choice.database) as server:
             drop_expired(desk, server)
     except TaskError as error:
-        desk.report.warn(f"What restores have kept aside for too long stays: {error.message}")
-
-
-def _has_expired(desk: Desk, change: Change) -> bool:
-    return not change.undoable or change.older(desk.clock(), desk.settings.aside_hours)
+        _say_it_stays(desk, error)
 
 
 def drop_expired(desk: Desk, server: Connection) -> None:
     """Drop the databases of this server kept aside for longer than the setting."""
-    here = server.database
-    expired = [
-        change
-        for change in desk.journal.done()
-        if change.how == "swap" and change.key[1:] == url.key(here)[1:] and _has_expired(desk, change)
-    ]
-    dropped = [change for change in expired if drop_aside(desk, server, change)]
-    for change in dropped:
-        why = f"for more than {desk.settings.aside_hours} hours" if change.undoable else f"by {change.task}"
-        desk.report.say(f"Dropped {change.before}, kept aside {why}.")
+    from . import catalog
+
+    dropped = []
+    for change in _expired_on(server.database, desk):
+        was_there = catalog.database_exists(server.session, change.before)
+        if drop_aside(desk, server, change):
+            dropped.append(change)
+            what = _described(desk, change)
+            desk.report.say(f"Dropped {what}." if was_there else f"{what}, is there no more.")
     if dropped:
         desk.journal.forget(lambda change: change in dropped)
+
+
+def _expired(desk: Desk) -> list[Change]:
+    """Return what has expired, on whatever server."""
+    return [change for change, left in kept(desk) if not left]
+
+
+def _expired_on(server: Database, desk: Desk) -> list[Change]:
+    return [change for change in _expired(desk) if change.key[1:] == url.key(server)[1:]]
+
+
+def _described(desk: Desk, change: Change) -> str:
+    why = f"for more than {counted(desk.settings.aside_hours, 'hour')}" if change.undoable else f"by {change.task}"
+    return f"{change.before}, kept aside {why}"
+
+
+def _say_it_stays(desk: Desk, error: TaskError) -> None:
+    desk.report.warn(f"What restores have kept aside for too long stays: {error.message}")

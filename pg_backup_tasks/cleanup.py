@@ -67,6 +67,14 @@ def look(desk: Desk, order: Order) -> Shelf:
     return Shelf(fates, backups, stock.links, rules)
 
 
+def rehearse(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
+    """Show every backup's fate, and say what else a cleanup would let go; nothing is changed."""
+    shelf = look(desk, order)
+    show(shelf)
+    aside.tell_expiring(desk)
+    return shelf
+
+
 def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
     """Show every backup's fate, then remove what no rule keeps. Raises TaskError; then no half of one looks whole.
 

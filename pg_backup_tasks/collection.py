@@ -251,11 +251,11 @@ def cleanup(
         only = Only(_whole("--older-than", older_than), _whole("--keep", keep))
         order = workflow.Order(_type(type), only, _seconds(wait))
         dry = dry_run or run.dry
-        if not dry:
-            _confirm_cleanup(run, confirm)
-        shelf = workflow.look(run.desk, order) if dry else workflow.clean(run.desk, order, run.report.fates)
         if dry:
-            run.report.fates(shelf)
+            shelf = workflow.rehearse(run.desk, order, run.report.fates)
+        else:
+            _confirm_cleanup(run, confirm)
+            shelf = workflow.clean(run.desk, order, run.report.fates)
         run.report.cleaned(shelf, dry_run=dry)
         return shelf
 
@@ -352,14 +352,14 @@ def list_(
     """Show the backups, newest first: age, size, database, files, whole or not."""
 
     def work(run: Run) -> list[Backup]:
-        from .aside import tell
+        from . import aside
         from .cleanup import warn_of_damaged, warn_of_no_type
 
         backups = run.desk.store.backups(only := _type(type))
         warn_of_damaged(run.desk, backups)
         warn_of_no_type(run.desk, only, backups)
-        tell(run.desk)
-        run.report.shelf(backups, run.desk.journal.done(), run.desk.store.folder, run.desk.clock())
+        aside.tell(run.desk)
+        run.report.shelf(backups, aside.kept(run.desk), run.desk.store.folder, run.desk.clock())
         return backups
 
     return each(c, host, work, json=json)

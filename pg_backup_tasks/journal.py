@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 from . import url
@@ -55,9 +55,9 @@ class Change:
         """Which database it changed."""
         return self.name, url.place(self.host), self.port
 
-    def older(self, now: datetime, hours: int) -> bool:
-        """Whether it lies more than *hours* back."""
-        return now - datetime.fromisoformat(self.at) > timedelta(hours=hours)
+    def age(self, now: datetime) -> float:
+        """Return how many seconds it lies back."""
+        return (now - datetime.fromisoformat(self.at)).total_seconds()
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from . import columns
 from .columns import Style, Table
 from .model import ALL_FORMATS
 from .retention import NOT_WHOLE
-from .units import duration, listed, short_age, size
+from .units import duration, listed, short_age, size, until
 
 if TYPE_CHECKING:
+    from .aside import Aside
     from .cleanup import Shelf
     from .journal import Change
     from .migrate import Verdict as Outcome
@@ -184,6 +185,16 @@ def listed_document(backup: Backup) -> dict[str, Any]:
 def aside_document(change: Change) -> dict[str, Any]:
     """Return what `db.list` says of a database kept aside, as JSON has it."""
     return {key: getattr(change, key) for key in ("name", "host", "port", "before", "at", "bytes", "task", "backup")}
+
+
+def aside_lines(aside: Aside, now: datetime) -> Iterator[str]:
+    """Yield what is said of a database kept aside."""
+    change = aside.change
+    where = change.host or "a local socket"
+    yield f"Kept aside: {change.before} on {where}, {size(change.bytes)}, {short_age(change.age(now))}"
+    yield f"  {change.name} as it was before {change.task}"
+    undo = "inv db.undo puts it back" if change.undoable else "it could not be dropped yet"
+    yield f"  {undo}; {f'a cleanup drops it in {until(aside.left)}' if aside.left else 'the next cleanup drops it'}"
 
 
 def verdict_document(verdict: Verdict) -> dict[str, Any]:

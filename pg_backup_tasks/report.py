@@ -20,6 +20,7 @@ from .model import Mode
 from .pictures import (
     LEAST_WHY,
     aside_document,
+    aside_lines,
     fates_document,
     fates_table,
     how_many,
@@ -32,16 +33,16 @@ from .pictures import (
     what_changed,
 )
 from .streams import Heedless, open_log, open_what_is_closed
-from .units import counted, duration, short_age, size
+from .units import counted, duration, size
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from .aside import Aside
     from .cleanup import Shelf
     from .desk import Gauge
     from .fetch import Fetched
-    from .journal import Change
     from .migrate import Verdict as Outcome
     from .restore import Result
     from .retention import Fate
@@ -230,28 +231,23 @@ class Report:
                 f"in {duration(backup.info.seconds)}"
             )
 
-    def shelf(self, backups: list[Backup], changes: list[Change], folder: str, now: datetime) -> None:
+    def shelf(self, backups: list[Backup], asides: list[Aside], folder: str, now: datetime) -> None:
         """Show the backups there are, and the databases kept aside."""
-        aside = [change for change in changes if change.how == "swap"]
         if self._as_json:
-            self.document(
-                {"backups": [listed_document(b) for b in backups], "aside": [aside_document(c) for c in aside]}
-            )
+            documents = [aside_document(aside.change) for aside in asides]
+            self.document({"backups": [listed_document(b) for b in backups], "aside": documents})
         else:
-            self._shelf(backups, aside, folder, now)
+            self._shelf(backups, asides, folder, now)
         self._insist()
 
-    def _shelf(self, backups: list[Backup], aside: list[Change], folder: str, now: datetime) -> None:
+    def _shelf(self, backups: list[Backup], asides: list[Aside], folder: str, now: datetime) -> None:
         if backups:
             _print(shelf_table(backups, now), self._out)
         else:
             self._print(self._clean(f"No backups in {folder}. inv db.backup takes one."))
-        for change in aside:
-            age = short_age((now - datetime.fromisoformat(change.at)).total_seconds())
-            where = change.host or "a local socket"
-            undo = "inv db.undo puts it back" if change.undoable else "it could not be dropped yet"
-            self._print(self._clean(f"Kept aside: {change.before} on {where}, {size(change.bytes)}, {age}"))
-            self._print(self._clean(f"  {change.name} as it was before {change.task}; {undo}"))
+        for aside in asides:
+            for line in aside_lines(aside, now):
+                self._print(self._clean(line))
 
     def fates(self, shelf: Shelf) -> None:
         """Show what becomes of each backup, and why, each type by itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -38,6 +39,14 @@ def short_age(seconds: float) -> str:
         if seconds >= (2 * length if unit != "min" else length):
             return f"{int(seconds // length)} {unit}"
     return "now"
+
+
+def until(seconds: float) -> str:
+    """Return how long it takes yet, rounded up: 1 min, 3 h, 12 d."""
+    for unit, length in (("d", 86400), ("h", 3600)):
+        if seconds > 2 * length:
+            return f"{math.ceil(seconds / length)} {unit}"
+    return f"{math.ceil(seconds / 60)} min"
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

@@ -257,11 +257,29 @@ def test_what_undo_needs_stays_and_what_is_aside_expires(bench: Bench) -> None:
     assert bench.server.sql(aside) == "1"
     assert bench.project.inv("db.cleanup").code == 0
     assert bench.server.sql(aside) == "1"
-    done = bench.project.inv("db.cleanup", env={"INVOKE_DB_ASIDE_HOURS": "0"})
+    at_once = {"INVOKE_DB_ASIDE_HOURS": "0"}
+    assert "Would drop" not in bench.project.inv("db.cleanup", "--dry-run").err
+    kept = f"{bench.server.sql(aside.replace('count(*)', 'datname'))}, kept aside for more than 0 hours"
+    for dry in (("db.cleanup", "--dry-run"), ("db.cleanup", "--dry-run", "--json"), ("--dry", "db.cleanup")):
+        assert f"Would drop {kept}.\n" in bench.project.inv(*dry, env=at_once).err
+    assert bench.server.sql(aside) == "1"
+    done = bench.project.inv("db.cleanup", env=at_once)
     assert done.code == 0
-    assert "Dropped" in done.err
+    assert f"Dropped {kept}.\n" in done.err
     assert bench.server.sql(aside) == "0"
     assert bench.project.inv("db.undo", "--force").code == 2
+
+
+def test_what_was_aside_and_is_gone_was_not_dropped_by_us(bench: Bench) -> None:
+    database = bench.create("create table t (id int)")
+    assert bench.restore(bench.backup(database), database).code == 0
+    (aside,) = bench.project.inv("db.list", "--json").json["aside"]
+    bench.server.sql(f'drop database "{aside["before"]}"')
+    done = bench.project.inv("db.cleanup", env={"INVOKE_DB_ASIDE_HOURS": "0"})
+    assert done.code == 0
+    assert f"{aside['before']}, kept aside for more than 0 hours, is there no more.\n" in done.err
+    assert "Dropped" not in done.err
+    assert bench.project.inv("db.list", "--json").json["aside"] == []
 
 
 def test_a_server_that_is_gone_keeps_nobody_from_cleaning(project: Project) -> None:

@@ -288,9 +288,13 @@ def test_what_is_kept_aside_is_listed(bench: Bench) -> None:
     (aside,) = bench.project.inv("db.list", "--json").json["aside"]
     assert (aside["name"], aside["backup"], aside["host"]) == (database, name, "127.0.0.1")
     assert bench.has(aside["before"])
-    listed = bench.project.inv("db.list").out
-    assert f"Kept aside: {aside['before']}" in listed
-    assert "inv db.undo puts it back" in listed
+    listed = bench.project.inv("db.list").out.splitlines()[-3:]
+    assert listed[0].startswith(f"Kept aside: {aside['before']} on 127.0.0.1, ")
+    assert listed[1] == f"  {database} as it was before db.restore of {name}"
+    assert listed[2] == "  inv db.undo puts it back; a cleanup drops it in 24 h"
+    assert max(map(len, listed)) <= 80
+    listed = bench.project.inv("db.list", env={"INVOKE_DB_ASIDE_HOURS": "0"}).out.splitlines()[-1:]
+    assert listed == ["  inv db.undo puts it back; the next cleanup drops it"]
 
 
 @pytest.mark.parametrize("format_", ["dump", "sql"])

@@ -15,7 +15,7 @@ from pg_backup_tasks import info
 from pg_backup_tasks.model import Format
 from pg_backup_tasks.report import Report
 from pg_backup_tasks.store import Backup
-from pg_backup_tasks.units import counted
+from pg_backup_tasks.units import counted, until
 
 AT = datetime(2026, 11, 22, 14, 30, 22, tzinfo=UTC)
 
@@ -77,3 +77,11 @@ def test_a_proof_of_a_time_nobody_can_tell_is_a_proof(capsys: pytest.CaptureFixt
     assert proven.gist
     Report().shelf([proven._replace(gist=proven.gist._replace(restored_at=at))], [], "/b", AT)
     assert capsys.readouterr().out.endswith("  proven\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(1, "1 min"), (60, "1 min"), (7200, "120 min"), (7201, "3 h"), (172_800, "48 h"), (172_801, "3 d")],
+)
+def test_how_long_it_takes_yet_is_never_said_too_short(seconds: float, said: str) -> None:
+    assert until(seconds) == said
