@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -117,6 +118,8 @@ class _Skimmed(msgspec.Struct, frozen=True, gc=False):
 
 # The last is of brackets in brackets in brackets, which the others do not name.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+# What no text in any encoding of the old scripts' days has in it.
+_NO_TEXT = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 _DECODER = msgspec.json.Decoder(Info)
 _SKIMMER = msgspec.json.Decoder(_Skimmed)
 
@@ -158,8 +161,16 @@ def is_damaged(raw: bytes) -> bool:
     """Whether *raw* was a document of ours once; the `.info` of the old scripts is plain text."""
     if decode(raw) or _is_newer(raw):
         return False
-    # A disk that lost its power may leave blanks or zeros.
-    return raw.strip(b" \t\r\n\0")[:1] in (b"", b"{") or b'"sha256"' in raw
+    # A disk that lost its power may leave blanks, zeros, or what was another file's.
+    return raw.strip()[:1] in (b"", b"{") or b'"sha256"' in raw or bool(_NO_TEXT.search(raw)) or _is_json(raw)
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        msgspec.json.decode(raw)
+    except _UNREADABLE:
+        return False
+    return True
 
 
 def _is_newer(raw: bytes) -> bool:

@@ -46,6 +46,7 @@ def config(**overrides: Any) -> dict[str, dict[str, Any]]:
     folder = Path(sys._getframe(1).f_code.co_filename).parent
     with told():
         tree = settings_.config(**overrides)
+        _refuse_what_is_no_text(tree, "db.config()")
         _refuse_broken_file(tree, folder)
     return tree
 
@@ -77,11 +78,26 @@ def _refuse_broken_file(tree: dict[str, Any], folder: Path) -> None:
         f"{folder}/": config.load_project,
     }
     for place, load in places.items():
+        names = [f"{place}{kind.prefix}.{suffix}" for suffix in ("yaml", "yml", "json", "py")]
+        path = next(filter(os.path.exists, names), place)
         try:
             load()
         except Exception as error:  # noqa: BLE001 - YAML's, JSON's, the disk's or Invoke's own
-            names = [f"{place}{kind.prefix}.{suffix}" for suffix in ("yaml", "yml", "json", "py")]
-            raise _broken_file(next(filter(os.path.exists, names), place), error) from None
+            raise _broken_file(path, error) from None
+        if path in names:
+            _refuse_what_is_no_text(config, path)
+
+
+def _refuse_what_is_no_text(tree: Any, place: str) -> None:
+    """Raise Refused for a key that Invoke would die on."""
+    for key in tree:
+        if not isinstance(key, str):
+            raise Refused(
+                f"{place} has {key} where a name belongs, and that is no text.",
+                hint="quotes around it; to YAML on, yes, no, dates and numbers are no text",
+            )
+        if hasattr(tree[key], "keys"):
+            _refuse_what_is_no_text(tree[key], place)
 
 
 class _Fabrics(Config):

@@ -56,6 +56,8 @@ OF_A_HOST = (
 )  # fmt: skip
 _TABLES = [name for name, kind in _TYPES.items() if kind == Mapping[str, Mapping[str, Any]]]
 
+_EXAMPLES = {"retention": "{daily: 7, last: 10}", "hosts": "{project: /srv/bar}"}
+
 
 def config(**overrides: Any) -> dict[str, dict[str, Any]]:
     """Return the whole `db` tree for `Collection.configure`, with *overrides* in it.
@@ -120,6 +122,9 @@ def _convert(name: str, value: Any, shown: str) -> Any:
     kind = _TYPES[name]
     converted = _as_kind(kind, value)
     if converted is None:
+        if name in _TABLES and hasattr(value, "keys"):
+            wrong = next(key for key in value if not hasattr(value[key], "keys"))
+            raise Refused(f"The setting {shown} has no table under {wrong}.", hint=f"{wrong}: {_EXAMPLES[name]}")
         default = "" if name in _TABLES else f", {FIELDS[name].default!r}"
         raise Refused(
             f"The setting {shown} must be {_describe(kind)}, not {_kind_of(value)}.",

@@ -359,7 +359,8 @@ BAD_LINES = [
     ("hosts: {a: {shs: b}}", "no setting shs .in the hosts setting, under a", "ssh"),
     ("hosts: {a: {protected: maybe}}", "protected of the host a must be true or false", None),
     ("hosts: {a: {jobs: 0}}", "jobs of the host a cannot be less than 1", "2"),
-    ("hosts: {a: b}", "hosts must be a table of tables", "leave it out"),
+    ("retention: {auto: 5}", "retention has no table under auto", "auto: {daily: 7"),
+    ("hosts: {a: b}", "hosts has no table under a", "a: {project: /srv/bar}"),
     ("lock_timeout: abc", "lock_timeout must be a whole number", "30"),
     ("lock_timeout: true", "lock_timeout must be a whole number", "30"),
     ("lock_timeout: -1", "lock_timeout cannot be negative", "30"),
@@ -384,6 +385,8 @@ BROKEN_FILES = [
     ("yaml", "db: hunter2XYZ\n", "invoke.yaml has one value, or none, where", "leave db: out"),
     ("yaml", "- hunter2XYZ\n", "invoke.yaml has one value, or none, where", "leave db: out"),
     ("yaml", "db:\n  lock_timeout: {a: hunter2XYZ}\n", "or many where one belongs", "leave db: out"),
+    ("yaml", "db:\n  retention: {auto: {on: 5}}\n", "invoke.yaml has True where a name belongs", "quotes around it"),
+    ("yaml", "db:\n  hosts:\n    7: {ssh: a}\n", "invoke.yaml has 7 where a name belongs", "quotes around it"),
 ]
 
 
@@ -433,6 +436,7 @@ BAD_ARGUMENTS = [
     ("lock_timeout='abc'", "lock_timeout must be a whole number", "30"),
     ("lock_timeout=-1", "lock_timeout cannot be negative", "30"),
     ("backups=['a']", "backups must be text, not a list", "backups/postgres"),
+    ("retention={7: {'last': 5}}", "db.config.. has 7 where a name belongs", "quotes around it"),
 ]
 
 

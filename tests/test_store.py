@@ -168,7 +168,9 @@ def test_what_is_not_ours_is_no_backup(shelf: Shelf) -> None:
     assert list(shelf.store.backups()[0].sizes) == [Format.DUMP]
 
 
-@pytest.mark.parametrize("raw", [b"Database: old\nDate: then\n", b'{"version": 2}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "raw", [b"Database: old\r\nDate: then\n", b'{"version": 2}', b"\xff\xfe", b"[INFO] caf\xe9\t\x1b[1mbar\x1b[0m\f"]
+)
 def test_the_info_of_another_tool_is_no_trouble(shelf: Shelf, raw: bytes) -> None:
     shelf.put(OLD, ".dump", ".sql", proof=False)
     (shelf.folder / f"{OLD}.info").write_bytes(raw)
@@ -180,7 +182,11 @@ def test_the_info_of_another_tool_is_no_trouble(shelf: Shelf, raw: bytes) -> Non
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b" \n", b"{}", b"\0" * 200, b"{}" + b"[" * 200_000, document(NEW, {".dump": 8})[:200]]
+    "raw",
+    [
+        *(b"", b" \n", b"{}", b"\0" * 200, b"{}" + b"[" * 200_000, document(NEW, {".dump": 8})[:200]),
+        *(b"[1, 2]", b"null\n", b"\x7fELF\x02\x01", b"PGDMP\x01\x0f", b"Database: old\nDate: \0\0\0\0\n"),
+    ],
 )
 def test_an_info_of_ours_that_is_damaged_proves_nothing(shelf: Shelf, raw: bytes) -> None:
     shelf.put(OLD, ".dump")
