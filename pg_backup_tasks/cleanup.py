@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from . import aside, retention
 from .desk import Desk
-from .errors import Failed
+from .errors import Failed, Interrupted
 from .model import BackupName
 from .retention import Candidate, Fate, Only
 from .store import Backup
-from .units import listed
+from .units import counted, listed
 
 _READ = "a db.fetch reads it"
 
@@ -91,6 +91,8 @@ def clean(desk: Desk, order: Order, show: Callable[[Shelf], None]) -> Shelf:
             desk.store.remove(shelf.going, shelf.links)
         except Failed as error:
             stuck = error
+        except Interrupted as end:
+            raise Interrupted(end.signum, _how_far(desk, shelf.going)) from None
         aside.expire(desk)
     if stuck:
         raise stuck
@@ -106,6 +108,13 @@ def _spare(desk: Desk, shelf: Shelf) -> Shelf:
         desk.report.say(f"{name} stays after all: {_READ}.")
     fates = [f._replace(kept=True, reasons=(_READ,)) if f.name in late else f for f in shelf.fates]
     return replace(shelf, fates=fates) if late else shelf
+
+
+def _how_far(desk: Desk, going: Sequence[Backup]) -> str:
+    """Return how many are gone where not all are, for a sentence."""
+    left = desk.store.left({backup.name for backup in going})
+    gone = len(going) - len(left)
+    return f"; {gone:,} of {counted(len(going), 'backup')} were removed, and the next cleanup goes on"
 
 
 def _note(desk: Desk, shelf: Shelf) -> None:

@@ -362,6 +362,10 @@ class Store:
                 hint="look who may remove these files; the next cleanup tries again",
             )
 
+    def left(self, names: set[str]) -> set[str]:
+        """Return those of which any file is there."""
+        return names & self._still_there()
+
     def begun(self) -> set[str]:
         """Return the names of the backups whose removal was begun and not ended."""
         try:

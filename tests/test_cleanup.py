@@ -308,7 +308,13 @@ def test_a_server_that_is_gone_keeps_nobody_from_cleaning(project: Project) -> N
 
 
 def killed_after(project: Project, steps: int) -> int:
-    """Run a cleanup that ends after so many of the machine's changes; return how it ended."""
+    """Run a cleanup that is killed after so many of the machine's changes; return how it ended."""
+    done = signalled_after(project, steps, signal.SIGKILL)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+def signalled_after(project: Project, steps: int, signum: signal.Signals) -> subprocess.CompletedProcess[str]:
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -319,7 +325,7 @@ def counted(method):
         global left
         for one in args or ((),):
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), {signum.value})
             left -= 1
             method(self, *((one,) if args else ()))
     return call
@@ -331,11 +337,14 @@ for name in ("write", "flush", "publish"):
 from invoke.main import program
 program.run(["inv", "db.cleanup", "--keep", "2"])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=project.path, env=project.environment(), capture_output=True, check=False
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=project.path,
+        env=project.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
-    return done.returncode
 
 
 # Its lock, the note, the links, the six .info and the folder, then their dumps.
@@ -356,6 +365,19 @@ def test_killed_in_between_it_leaves_none_that_looks_whole(project: Project, ste
     assert names(project) >= set(stocked[:2])
     assert link.resolve().name == f"{stocked[0]}.dump"
     assert project.hidden_files() == []
+
+
+# In the note, in the .info, and in the dumps, which are soon removed.
+@pytest.mark.parametrize(("steps", "ended"), [(2, True), (5, True), (20, False)])
+def test_ended_in_between_it_says_how_far_it_came(project: Project, steps: int, ended: bool) -> None:
+    stocked = stock(project, nights(8))
+    done = signalled_after(project, steps, signal.SIGTERM)
+    assert done.returncode == (143 if ended else 0)
+    said = "Ended by SIGTERM; 0 of 6 backups were removed, and the next cleanup goes on.\n"
+    assert done.stderr.endswith(said) is ended
+    assert names(project) == set(stocked if ended else stocked[:2])
+    assert project.inv("db.cleanup", "--keep", "2").code == 0
+    assert names(project) == set(stocked[:2])
 
 
 def test_to_its_end_it_takes_no_more_steps_than_those_it_is_killed_after(project: Project) -> None:
