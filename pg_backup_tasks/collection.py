@@ -281,7 +281,7 @@ def _whole(flag: str, text: str | None) -> int | None:
     if text is None:
         return None
     if not text.isascii() or not text.isdecimal() or len(text) > 6:
-        raise Refused(f"{flag} takes a whole number above 0.", hint=f"{flag} 30")
+        raise Refused(f"{flag} takes a whole number from 1 to 999999.", hint=f"{flag} 30")
     return int(text)
 
 
@@ -359,7 +359,7 @@ def list_(
         warn_of_damaged(run.desk, backups)
         warn_of_no_type(run.desk, only, backups)
         aside.tell(run.desk)
-        run.report.shelf(backups, aside.kept(run.desk), run.desk.store.folder, run.desk.clock())
+        run.report.shelf(backups, aside.kept(run.desk), run.desk.store.folder, run.desk.clock(), only)
         return backups
 
     return each(c, host, work, json=json)
@@ -391,7 +391,7 @@ def verify(
             run.report.planned(f"Would verify {', '.join(b.name for b in found)}.")
             return []
         verdicts = _proofs(run, backup, found, seconds) if restore else _readings(run.desk, backup, found)
-        run.report.verdicts(verdicts)
+        run.report.verdicts(verdicts, run.desk.clock())
         if not all(v.ok for v in verdicts):
             raise Exit(code=3)
         return verdicts

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import columns
 from .columns import Style, Table
-from .model import ALL_FORMATS
+from .model import ALL_FORMATS, BackupName
 from .retention import NOT_WHOLE
 from .units import duration, listed, short_age, size, until
 
@@ -210,11 +210,12 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def way_out(verdicts: list[Verdict]) -> str:
+def way_out(verdicts: list[Verdict], now: datetime) -> str:
     """Return what there is to try where a backup is not healthy, nothing where all are."""
     if all(v.ok for v in verdicts):
         return ""
-    whole = [f"{v.name} is the newest that is whole" for v in verdicts if v.ok][:1]
+    past = (v for v in verdicts if v.ok and not ((name := BackupName.parse(v.name)) and name.at > now))
+    whole = [f"{v.name} is the newest that is whole" for v in past][:1]
     others = ["inv db.verify all says which others are whole"] if len(verdicts) == 1 else []
     return "; ".join([*whole, *others, "inv db.backup takes a new one"])
 

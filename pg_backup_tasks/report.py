@@ -231,20 +231,23 @@ class Report:
                 f"in {duration(backup.info.seconds)}"
             )
 
-    def shelf(self, backups: list[Backup], asides: list[Aside], folder: str, now: datetime) -> None:
-        """Show the backups there are, and the databases kept aside."""
+    def shelf(
+        self, backups: list[Backup], asides: list[Aside], folder: str, now: datetime, type_: str | None = None
+    ) -> None:
+        """Show the backups there are, perhaps of one type only, and the databases kept aside."""
         if self._as_json:
             documents = [aside_document(aside.change) for aside in asides]
             self.document({"backups": [listed_document(b) for b in backups], "aside": documents})
         else:
-            self._shelf(backups, asides, folder, now)
+            what, flag = (f"backups of type {type_}", f" --type {type_}") if type_ else ("backups", "")
+            self._shelf(backups, asides, now, f"No {what} in {folder}. inv db.backup{flag} takes one.")
         self._insist()
 
-    def _shelf(self, backups: list[Backup], asides: list[Aside], folder: str, now: datetime) -> None:
+    def _shelf(self, backups: list[Backup], asides: list[Aside], now: datetime, none: str) -> None:
         if backups:
             _print(shelf_table(backups, now), self._out)
         else:
-            self._print(self._clean(f"No backups in {folder}. inv db.backup takes one."))
+            self._print(self._clean(none))
         for aside in asides:
             for line in aside_lines(aside, now):
                 self._print(self._clean(line))
@@ -263,13 +266,13 @@ class Report:
         elif not self._quiet:
             kept = len(shelf.fates) - len(going)
             self._print(
-                f"{verb} {len(going)} of {counted(len(shelf.fates), 'backup')}, {size(sum(b.bytes for b in going))}; "
+                f"{verb} {len(going):,} of {counted(len(shelf.fates), 'backup')}, {size(sum(b.bytes for b in going))}; "
                 f"{counted(kept, 'stays', 'stay')}."
             )
         if dry_run:
             self._insist()
 
-    def verdicts(self, verdicts: list[Verdict]) -> None:
+    def verdicts(self, verdicts: list[Verdict], now: datetime) -> None:
         """Show what `db.verify` found."""
         for verdict in verdicts:
             for line in verdict_lines(verdict):
@@ -278,7 +281,7 @@ class Report:
                     self._print(self._clean(line))
         if self._as_json:
             self.document({"backups": [verdict_document(v) for v in verdicts]})
-        if hint := way_out(verdicts):
+        if hint := way_out(verdicts, now):
             self._out.flush()
             print(self._clean(f"Try: {hint}"), file=_stderr())
 

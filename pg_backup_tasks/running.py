@@ -6,6 +6,7 @@ import gc
 import getpass
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -234,7 +235,9 @@ def _telling(c: Context, *, json: bool, quiet: bool) -> Iterator[tuple[Settings,
     except Exit:
         raise
     except OSError as error:
-        report.error(Failed(sentence(error)))
+        denied = isinstance(error, PermissionError) and error.filename
+        hint = f"as a user who may; ls -ld {shlex.quote(os.fsdecode(error.filename))} shows who" if denied else None
+        report.error(Failed(sentence(error), hint=hint))
         raise Exit(code=1) from None
     except Exception as error:  # noqa: BLE001 - a traceback belongs into the log
         import traceback

@@ -143,6 +143,8 @@ def test_a_type_there_is_none_of_is_answered_with_those_there_are(project: Proje
         done = project.inv(task, "--type", "manaul")
         assert done.code == 0
         assert "no backups of type manaul; there are auto, manual." in done.err
+    said = f"No backups of type manaul in {project.backups}. inv db.backup --type manaul takes one.\n"
+    assert project.inv("db.list", "--type", "manaul").out == said
     assert project.inv("db.list", "--type", "").code == 2
 
 

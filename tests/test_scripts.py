@@ -394,3 +394,9 @@ def test_a_lock_that_changed_is_installed_and_pip_is_heard_only_when_it_fails(fr
     ran = run(inv, "where", cwd=fresh.parent)
     assert works(ran, fresh), ran
     assert ran.err == "Updating .venv to requirements/run.lock ...\n"
+
+    # The one for cron says nothing of it.
+    lock.write_text(good + "#\n")
+    ran = run(inv, "db.backup-auto", cwd=fresh.parent)
+    assert ran.err == "No idea what 'db.backup-auto' is!\n"
+    assert lock.read_text() == (fresh / ".venv/run.lock").read_text()

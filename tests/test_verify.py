@@ -245,6 +245,13 @@ def test_all_of_them_and_the_bad_one_named(shelf: Shelf) -> None:
     assert f"{second}: whole" in said.out
     assert f"{shelf.name}: NOT HEALTHY" in said.out
     assert f"Try: {second} is the newest that is whole; inv db.backup takes a new one" in said.err
+    (shelf.project.backups / "backup_manual_20991122_143022.info").write_text("an old script's")
+    (shelf.project.backups / "backup_manual_20991122_143022.sql").write_bytes(
+        (shelf.project.backups / f"{second}.sql").read_bytes()
+    )
+    said = shelf.project.inv("db.verify", "all")
+    assert "backup_manual_20991122_143022: reads to its end" in said.out
+    assert f"Try: {second} is the newest that is whole; inv db.backup takes a new one" in said.err
 
 
 def test_the_latest_is_verified_whole_or_not_and_restored_only_whole(shelf: Shelf) -> None:
