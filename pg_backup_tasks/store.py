@@ -401,7 +401,8 @@ class Store:
         latest = [(link, folder / target) for name, target in links.items() if (link := _LATEST.fullmatch(name))]
         stale: dict[str, list[str]] = {}
         # What a link leads to must not be told from another backup's `.info`: of one backup all go, or none.
-        broken = {(link["type"], _stem(end)) for link, end in latest if self._is_stale(end, gone)}
+        dead = self._dead_ends([end for _, end in latest], gone)
+        broken = {(link["type"], _stem(end)) for link, end in latest if end in dead}
         for link, end in latest:
             if (link["type"], _stem(end)) in broken:
                 stale.setdefault(link["type"], []).append(link["extension"])
@@ -415,15 +416,14 @@ class Store:
         if steps:
             self.machine.publish(steps)
 
-    def _is_stale(self, end: PurePosixPath, gone: set[str]) -> bool:
-        """Whether a link has, or is about to have, nothing at its end. However it says where: only ours are judged."""
-        parsed = split_file(end.name)
-        if not parsed:
-            return False
-        if str(parsed[0]) in gone:
-            return True
-        # It may lead to another folder; an empty file is no dump.
-        return not self.machine.sizes([str(end)])[0]
+    def _dead_ends(self, ends: Sequence[PurePosixPath], gone: set[str]) -> set[PurePosixPath]:
+        """Return those at which there is, or is about to be, nothing. However they are said: only ours are judged."""
+        parsed = [(end, found[0]) for end in ends if (found := split_file(end.name))]
+        dead = {end for end, name in parsed if str(name) in gone}
+        # One may lead to another folder; an empty file is no dump.
+        asked = [end for end, _ in parsed if end not in dead]
+        sizes = self.machine.sizes([str(end) for end in asked])
+        return dead | {end for end, size in zip(asked, sizes, strict=True) if not size}
 
 
 @dataclass(frozen=True)

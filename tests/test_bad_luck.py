@@ -189,6 +189,24 @@ def test_a_backup_folder_that_was_open_is_said_to_be_closed(project: Project) ->
     assert said not in project.inv("db.cleanup").err
 
 
+# Root may read all, but for this.
+_BARRED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+
+
+@pytest.mark.parametrize("task", [["db.list"], ["db.cleanup"], ["db.cleanup", "--dry-run"], ["db.verify", "all"]])
+def test_a_backup_folder_that_may_not_be_read(project: Project, task: list[str]) -> None:
+    project.backups.mkdir(parents=True, mode=0o700)
+    project.backups.chmod(0)
+    words, env = (*_BARRED, *project.command(*task)), project.environment()
+    done = subprocess.run(words, env=env, cwd=project.path, capture_output=True, text=True, check=False)
+    project.backups.chmod(0o700)
+    assert done.returncode == 1
+    said, hint = done.stderr.splitlines()
+    assert "Permission denied" in said
+    assert str(project.backups) in said
+    assert hint.startswith("Try: ")
+
+
 def test_a_folder_below_a_file(trial: Trial) -> None:
     trial.project.backups.parent.write_text("precious")
     trial.fails("db.backup", code=1, says=f"{trial.project.backups} cannot be used", tries="INVOKE_DB_BACKUPS")
