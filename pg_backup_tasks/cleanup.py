@@ -46,7 +46,7 @@ def look(desk: Desk, order: Order) -> Shelf:
     backups = {b.name: b for b in stock.backups}
     warn_of_damaged(desk, backups.values())
     warn_of_no_type(desk, order.type, backups.values())
-    needed = _needed(desk)
+    needed = _needed(desk, stock.used)
     begun = desk.store.begun()
     candidates = [
         Candidate(
@@ -141,9 +141,9 @@ def warn_of_no_type(desk: Desk, type_: str | None, backups: Collection[Backup]) 
         desk.report.warn(f"There are no backups of type {type_}; there are {listed(types)}.")
 
 
-def _needed(desk: Desk) -> dict[str, str]:
-    """Return the backups that something remembered here would miss."""
-    needed = dict.fromkeys(desk.store.used(), _READ)
+def _needed(desk: Desk, used: set[str]) -> dict[str, str]:
+    """Return the backups that something remembered here would miss, and those that are *used*."""
+    needed = dict.fromkeys(used, _READ)
     needed |= {change.before: "db.undo needs it" for change in desk.journal.done() if change.how == "in place"}
     migrations = (m for m in desk.migrations.all() if m.state != "rolled back")
     needed |= {migration.backup: "db.rollback needs it" for migration in migrations}

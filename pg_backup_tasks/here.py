@@ -119,7 +119,9 @@ class Here:
         finally:
             os.close(descriptor)
 
-    def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
+    def survey(
+        self, folder: str, starting: tuple[str, ...], ending: str, make: Callable[[bytes], T]
+    ) -> Survey[T] | None:
         return survey.of(folder, starting, ending, make)
 
     def sizes(self, paths: Sequence[str]) -> list[int]:

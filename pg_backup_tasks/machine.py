@@ -225,8 +225,10 @@ class Machine(Protocol):
         """Return what is in *folder* under names *starting* so; None without a folder."""
         ...
 
-    def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
-        """Return the sizes of *folder*'s files under names *starting* so, and the texts of those with that *ending*.
+    def survey(
+        self, folder: str, starting: tuple[str, ...], ending: str, make: Callable[[bytes], T]
+    ) -> Survey[T] | None:
+        """Return the sizes of *folder*'s files under names *starting* so or so, and the texts of those *ending* so.
 
         *make* is given each text, an empty one where it may not be read, and makes of it what is wanted. A link is
         not followed, and what is neither file nor link is left out; None without a folder.

@@ -117,10 +117,11 @@ class Backup(NamedTuple):
 
 
 class Stock(NamedTuple):
-    """What lies in the folder: the backups, newest first, and where each link to a latest one points."""
+    """What lies in the folder: the backups, newest first, where each link points, and which backups are in use."""
 
     backups: list[Backup]
     links: dict[str, str]
+    used: set[str]
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ class Store:
         return self._backups(self._survey(f"backup_{type_}_" if type_ else "backup_"), type_)
 
     def stock(self, type_: str | None = None) -> Stock:
-        """Return the backups, perhaps of one type only, and the links to the latest of every type."""
-        found = self._survey("backup_")
-        return Stock(self._backups(found, type_), found.links)
+        """Return the backups, perhaps of one type only, the links to the latest of every type, and what is in use."""
+        found = self._survey("backup_", _IN_USE)
+        return Stock(self._backups(found, type_), found.links, self._marked(found.links))
 
     def _backups(self, found: Survey[_Text], type_: str | None) -> list[Backup]:
         # A name has no dot in it; the files of one are parsed once.
@@ -190,7 +191,7 @@ class Store:
     def _entries(self, starting: str = "") -> list[Entry]:
         return self.machine.entries(self.folder, starting) or []
 
-    def _survey(self, starting: str, folder: str = "") -> Survey[_Text]:
+    def _survey(self, *starting: str, folder: str = "") -> Survey[_Text]:
         return self.machine.survey(folder or self.folder, starting, INFO, _with_gist) or Survey({}, {}, {})
 
     def some(self) -> list[Backup]:
@@ -242,7 +243,7 @@ class Store:
         if parsed is None:
             return self._foreign(folder, entry)
         name, extension = parsed
-        return self._backup(name, self._survey(f"{name}.", folder), folder, _format(extension))
+        return self._backup(name, self._survey(f"{name}.", folder=folder), folder, _format(extension))
 
     def _foreign(self, folder: str, entry: Entry) -> Backup:
         format_ = self.machine.sniff(f"{folder}/{entry.name}")
@@ -332,8 +333,12 @@ class Store:
 
     def used(self) -> set[str]:
         """Return the names of the backups that are in use."""
-        marks = [entry for entry in self._entries(_IN_USE) if entry.target and self.machine.alive(entry.target)]
-        return {mark.name.removeprefix(_IN_USE).rpartition(".")[0] for mark in marks}
+        return self._marked({entry.name: entry.target for entry in self._entries(_IN_USE) if entry.target})
+
+    def _marked(self, links: Mapping[str, str]) -> set[str]:
+        """Return the backups that a link says are in use, by somebody who lives."""
+        marks = [name for name, who in links.items() if name.startswith(_IN_USE) and self.machine.alive(who)]
+        return {mark.removeprefix(_IN_USE).rpartition(".")[0] for mark in marks}
 
     def remove(self, backups: Sequence[Backup], links: Mapping[str, str]) -> None:
         """Remove these backups, each as a whole, of the stock that has these *links*; only under the lock.

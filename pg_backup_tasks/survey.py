@@ -32,8 +32,8 @@ class _Second(NamedTuple):
     source: int
 
 
-def of(folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
-    """Return the files and links under names *starting* so, and what *make* makes of those with that *ending*.
+def of(folder: str, starting: tuple[str, ...], ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
+    """Return the files and links under names *starting* so or so, and what *make* makes of those with that *ending*.
 
     None without a folder. Raises OSError where it may not be looked into.
     """

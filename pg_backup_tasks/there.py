@@ -310,10 +310,13 @@ class There:
             for kind, size, target, name in rows
         ]
 
-    def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
-        entries = self.entries(folder, starting)
+    def survey(
+        self, folder: str, starting: tuple[str, ...], ending: str, make: Callable[[bytes], T]
+    ) -> Survey[T] | None:
+        entries = self.entries(folder, starting[0] if len(starting) == 1 else "")
         if entries is None:
             return None
+        entries = [entry for entry in entries if entry.name.startswith(starting)]
         sizes = {entry.name: entry.bytes for entry in entries if entry.is_file}
         names = [name for name in sizes if name.endswith(ending)]
         texts = self._readable([f"{folder}/{name}" for name in names])

@@ -515,11 +515,13 @@ def test_files_with_their_sizes_and_what_the_small_ones_say(machine: Machine, fo
     os.mkfifo(folder / "a pipe.info")
     if os.geteuid() == 0:
         os.mknod(folder / "a device.info", stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero
-    found = machine.survey(str(folder), "a", ".info", bytes)
+    found = machine.survey(str(folder), ("a",), ".info", bytes)
     assert found
     assert found.texts == given
     assert found.sizes == {name: len(text) for name, text in given.items()} | {"a dump": 5}
     assert found.links == targets
+    some = machine.survey(str(folder), ("b.", "b l", ".b"), ".info", bytes)
+    assert some == Survey({"b.info": 1}, {"b.info": b"b"}, {"b link": "a dump"})
 
 
 def test_one_that_may_not_be_read_keeps_none_of_the_others_unread(
@@ -538,7 +540,7 @@ def test_one_that_may_not_be_read_keeps_none_of_the_others_unread(
     barred = 'case "$*" in *b.info*) echo "sh: cannot open b.info: Permission denied" >&2; exit 2;; esac\n'
     monkeypatch.setattr("pg_backup_tasks.survey.os.open", open_)
     monkeypatch.setattr(posix, "READ", barred + posix.READ)
-    found = machine.survey(str(folder), "", ".info", bytes)
+    found = machine.survey(str(folder), ("",), ".info", bytes)
     assert found
     others = {name: name.encode() for name in ("a.info", "c.info", "d.info", "e.info")}
     assert found.texts == others | {"b.info": b""}
@@ -553,15 +555,15 @@ def test_what_goes_away_while_it_is_looked_at_is_not_there(
     listed = os.listdir
     monkeypatch.setattr("pg_backup_tasks.survey.os.listdir", lambda at: [*listed(at), "ghost.info", "ghost.dump"])
     monkeypatch.setattr(posix, "READ", f"rm -f -- {shlex.quote(str(folder / 'b.info'))}\n{posix.READ}")
-    found = machine.survey(str(folder), "", ".info", bytes)
+    found = machine.survey(str(folder), ("",), ".info", bytes)
     assert found
     assert found.texts.keys() == ({"a.info"} if machine.name else {"a.info", "b.info"})
     assert found.sizes == dict.fromkeys(("a.info", "b.info", "c.dump"), 6)
 
 
 def test_a_folder_that_is_empty_or_not_there(machine: Machine, folder: Path) -> None:
-    assert machine.survey(str(folder), "", "", bytes) == Survey({}, {}, {})
-    assert machine.survey(str(folder / "none"), "", "", bytes) is None
+    assert machine.survey(str(folder), ("",), "", bytes) == Survey({}, {}, {})
+    assert machine.survey(str(folder / "none"), ("",), "", bytes) is None
     assert machine.entries(str(folder)) == []
     assert machine.entries(str(folder / "none")) is None
 

@@ -230,7 +230,9 @@ def test_no_single_wrong_bit_that_damages_an_info_leaves_its_gist() -> None:
 class Strict(Here):
     """A machine on which one file may not be read, and another goes away between two looks."""
 
-    def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T] | None:
+    def survey(
+        self, folder: str, starting: tuple[str, ...], ending: str, make: Callable[[bytes], T]
+    ) -> Survey[T] | None:
         found = super().survey(folder, starting, ending, bytes)
         assert found
         texts = {name: make(b"" if NEW in name else text) for name, text in found.texts.items() if AUTO not in name}
@@ -281,7 +283,7 @@ class Memory:
     def __init__(self, files: set[str]) -> None:
         self._files = files
 
-    def survey(self, folder: str, starting: str, ending: str, make: Callable[[bytes], T]) -> Survey[T]:
+    def survey(self, folder: str, starting: tuple[str, ...], ending: str, make: Callable[[bytes], T]) -> Survey[T]:
         sizes = {name: 1 for name in self._files if name.startswith(starting)}
         return Survey(sizes, {name: make(b"an old script's") for name in sizes if name.endswith(ending)}, {})
 
@@ -523,8 +525,8 @@ def test_links_to_one_backup_go_to_the_newest_whole_one_together(shelf: Shelf) -
 
 
 def remove(store: Store, *names: str) -> None:
-    backups, links = store.stock()
-    store.remove([backup for backup in backups if backup.name in names], links)
+    stock = store.stock()
+    store.remove([backup for backup in stock.backups if backup.name in names], stock.links)
 
 
 class Stubborn(Here):

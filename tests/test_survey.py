@@ -75,7 +75,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Two:
 
 
 def look(folder: Path) -> Survey[bytes] | None:
-    return survey.of(str(folder), "", ".info", bytes)
+    return survey.of(str(folder), ("",), ".info", bytes)
 
 
 def test_the_second_asks_for_all_others(tmp_path: Path, two: Two) -> None:
@@ -173,7 +173,7 @@ def narrow(pipe=os.pipe):
     return ends
 
 survey._text, os.pipe, os.cpu_count = wait, narrow, lambda: 2
-survey.of(sys.argv[1], "", ".info", bytes)
+survey.of(sys.argv[1], ("",), ".info", bytes)
 """
 
 
