@@ -55,7 +55,7 @@ DOCUMENT = Info(
 
 
 def of_shelves(bench: Bench) -> Iterator[Figure]:
-    """Measure `db.list` and then `db.cleanup` of a full shelf: what they take together.
+    """Measure `db.list` and then `db.cleanup` of a full shelf: what each takes, and both together.
 
     Beside the cleanup that leaves little stands what `rm` takes for those files alone: between file systems that
     differs by ten times.
@@ -64,14 +64,16 @@ def of_shelves(bench: Bench) -> Iterator[Figure]:
     bench.say(f"measuring a shelf of {count:,} backups ...")
     bench.project.mkdir(exist_ok=True)
     bench.lay_tasks()
-    for key, what, policy in (
-        ("shelf.time", f"{count:,} listed, most cleaned", "{}"),
-        ("shelf.night", f"{count:,} listed, a few cleaned", _all_but_a_few(count)),
-    ):
+    for key, what, policy in (("most", "most", "{}"), ("few", "a few", _all_but_a_few(count))):
         (bench.project / "invoke.yaml").write_text(f"db: {{retention: {policy}}}\n", encoding="utf-8")
-        times = tuple(_listed_and_cleaned(bench, count) for _ in range(bench.rounds))
+        rounds = [_listed_and_cleaned(bench, count) for _ in range(bench.rounds)]
         removed = tuple(_removed(bench, count) for _ in range(bench.rounds)) if policy == "{}" else ()
-        yield Figure(key, what, "s", 2, times, removed, judged=Judged.PEAK)
+        listed, cleaned = zip(*rounds, strict=True)
+        both = tuple(map(sum, rounds))
+        if policy == "{}":
+            yield _figure("shelf.list", f"{count:,} listed", listed)
+        yield _figure(f"shelf.{key}", f"{count:,}, {what} cleaned", cleaned, removed)
+        yield _figure(f"shelf.list.{key}", f"{count:,} listed, {what} cleaned", both, removed)
     if can_watch_memory():
         _fill(bench.project / "backups" / "postgres", count)
         commands = (bench.inv("db.list"), bench.inv("db.cleanup"))
@@ -86,11 +88,15 @@ def _all_but_a_few(count: int) -> str:
     return f"{{all: {{last: {count}}}, auto: {{last: {max(1, of_auto - FEW)}}}}}"
 
 
-def _listed_and_cleaned(bench: Bench, count: int) -> float:
+def _figure(key: str, what: str, ours: tuple[float, ...], theirs: tuple[float, ...] = ()) -> Figure:
+    return Figure(key, what, "s", 2, ours, theirs, judged=Judged.PEAK)
+
+
+def _listed_and_cleaned(bench: Bench, count: int) -> tuple[float, float]:
     try:
         _fill(bench.project / "backups" / "postgres", count)
         listed = seconds(bench.inv("db.list"), bench.project, bench.env)
-        return listed + seconds(bench.inv("db.cleanup"), bench.project, bench.env)
+        return listed, seconds(bench.inv("db.cleanup"), bench.project, bench.env)
     finally:
         bench.forget(bench.project / "backups")
 
