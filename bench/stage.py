@@ -108,7 +108,8 @@ class Bench:
 
 
 def inv(*words: str) -> list[str]:
-    return [sys.executable, "-m", "invoke", *words]
+    # As from a package that pip has installed, or by scripts/inv: with all modules compiled.
+    return [sys.executable, "-m", "invoke", "--write-pyc", *words]
 
 
 def _sizes(folder: Path) -> dict[str, int]:

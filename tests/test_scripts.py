@@ -43,6 +43,12 @@ class Ran(NamedTuple):
         return argv
 
 
+@pytest.fixture(autouse=True)
+def _compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Python keep what it compiles, as it does by itself."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+
+
 def run(program: Path, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:
     done = subprocess.run([program, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False)
     return Ran(done.returncode, done.stdout, done.stderr)
@@ -250,7 +256,7 @@ def ready(tree: Path) -> Path:
 def test_inv_keeps_the_folder_of_the_caller(ready: Path, tmp_path: Path) -> None:
     ran = run(ready / "scripts/inv", "db.restore", "a b", "--force", cwd=tmp_path)
     invoke = str(ready / ".venv/bin/inv")
-    assert ran.argv == [invoke, "-r", str(ready), "db.restore", "a b", "--force"]
+    assert ran.argv == [invoke, "-r", str(ready), "--write-pyc", "db.restore", "a b", "--force"]
     assert json.loads(ran.out)["cwd"] == str(tmp_path)
     assert ran.err == ""
 
@@ -260,7 +266,7 @@ def test_inv_works_through_a_link_and_in_a_bare_environment(ready: Path, tmp_pat
     first, second = tmp_path / "first", tmp_path / "second"
     first.symlink_to(ready / "scripts/inv")
     second.symlink_to("first")
-    assert run(second, "-l", env=env).argv[1:] == ["-r", str(ready), "-l"]
+    assert run(second, "-l", env=env).argv[1:] == ["-r", str(ready), "--write-pyc", "-l"]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +288,7 @@ def test_only_what_the_task_needs_is_asked_for(ready: Path, tmp_path: Path, argu
     for other in LOCKS:
         if other != lock:
             (ready / f".venv/{other}.lock").unlink()
-    assert run(ready / "scripts/inv", *arguments).argv[3:] == arguments
+    assert run(ready / "scripts/inv", *arguments).argv[4:] == arguments
 
     # Without its lock it wants to install, which without any Python ends here.
     (ready / f".venv/{lock}.lock").write_text("of yesterday")
@@ -365,6 +371,15 @@ def test_an_interrupted_install_is_repaired(fresh: Path) -> None:
     again = run(fresh / "scripts/inv", "where", cwd=fresh.parent)
     assert works(again, fresh), again
     assert again.err == ""
+
+
+@pytest.mark.slow
+def test_what_is_compiled_is_kept_unless_python_is_told_not_to(fresh: Path) -> None:
+    compiled = fresh / "pg_backup_tasks/__pycache__"
+    for unwanted in ("1", ""):
+        env = os.environ | {"PYTHONDONTWRITEBYTECODE": unwanted}
+        assert works(run(fresh / "scripts/inv", "where", cwd=fresh.parent, env=env), fresh)
+        assert compiled.exists() is not bool(unwanted)
 
 
 @pytest.mark.slow
