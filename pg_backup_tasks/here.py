@@ -18,7 +18,7 @@ from .machine import CommandError, Derived, Done, Entry, Examined, Followed, Job
 from .model import Command, Digest, Format, Item
 
 # How many at a time remove files, and for how many that is worth it.
-_REMOVERS = 8
+_REMOVERS = 16
 _WORTH_SHARING = 1000
 
 
