@@ -102,7 +102,7 @@ UNPACKED_HEAD = 'gzip -dc <"$1" 2>/dev/null | dd bs=1 count=512 2>/dev/null'
 # Who can enter a folder, POSIX lets only ls tell. Exit code 4: it serves something else (machine.py says what does).
 MAKE_FOLDER = r"""
 [ -d "$1" ] || { mkdir -p -m 700 -- "$1" && chmod 700 -- "$1"; exit; }
-mode=$(ls -ld -- "$1") || exit
+mode=$(ls -ld -- "$1/.") || exit
 case $mode in d????????[tT]*|d???------*) exit ;; esac
 others=
 for each in "$1"/* "$1"/.*; do

@@ -593,6 +593,10 @@ def test_a_folder_is_made_for_its_owner_only(machine: Machine, folder: Path) -> 
     path.chmod(0o755)
     assert machine.make_folder(str(path)) == "drwxr-xr-x"
     assert path.stat().st_mode & 0o777 == 0o700
+    (folder / "link").symlink_to(path)
+    assert machine.make_folder(f"{folder}/link") == ""
+    path.chmod(0o750)
+    assert machine.make_folder(f"{folder}/link") == "drwxr-x---"
     path.chmod(0o1777)
     assert machine.make_folder(str(path)) == ""
     assert path.stat().st_mode & 0o7777 == 0o1777
