@@ -64,7 +64,10 @@ def of_shelves(bench: Bench) -> Iterator[Figure]:
     bench.say(f"measuring a shelf of {count:,} backups ...")
     bench.project.mkdir(exist_ok=True)
     bench.lay_tasks()
-    for key, what, policy in (("most", "most", "{}"), ("few", "a few", _all_but_a_few(count))):
+    for key, both_key, what, policy in (
+        ("shelf.most", "shelf.time", "most", "{}"),
+        ("shelf.few", "shelf.night", "a few", _all_but_a_few(count)),
+    ):
         (bench.project / "invoke.yaml").write_text(f"db: {{retention: {policy}}}\n", encoding="utf-8")
         rounds = [_listed_and_cleaned(bench, count) for _ in range(bench.rounds)]
         removed = tuple(_removed(bench, count) for _ in range(bench.rounds)) if policy == "{}" else ()
@@ -72,8 +75,8 @@ def of_shelves(bench: Bench) -> Iterator[Figure]:
         both = tuple(map(sum, rounds))
         if policy == "{}":
             yield _figure("shelf.list", f"{count:,} listed", listed)
-        yield _figure(f"shelf.{key}", f"{count:,}, {what} cleaned", cleaned, removed)
-        yield _figure(f"shelf.list.{key}", f"{count:,} listed, {what} cleaned", both, removed)
+        yield _figure(key, f"{count:,}, {what} cleaned", cleaned, removed)
+        yield _figure(both_key, f"{count:,} listed, {what} cleaned", both, removed)
     if can_watch_memory():
         _fill(bench.project / "backups" / "postgres", count)
         commands = (bench.inv("db.list"), bench.inv("db.cleanup"))

@@ -108,8 +108,9 @@ def test_it_measures_everything(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert run.main(ROOT, rounds=1, scale=0.01, output=str(output)) == 0
     document = json.loads(output.read_text())
     figures = {each["key"]: each for each in document["figures"]}
-    times = {"app.time", "app.sql.gz", "tables.time", "dump.time", "restore.dump", "restore.locked", "shelf.time"}
-    assert times <= figures.keys()
+    times = {"app.time", "app.sql.gz", "tables.time", "dump.time", "restore.dump", "restore.locked"}
+    shelf = {f"shelf.{each}" for each in ("list", "most", "time", "few", "night")}
+    assert times | shelf <= figures.keys()
     assert all(len(each["ours"]) >= 1 and each["ours_median"] > 0 for each in document["figures"])
     assert "://" not in output.read_text()
     shown = capsys.readouterr().out
