@@ -30,8 +30,8 @@ _SHORTER = r"^(daily|monthly) \S+$|one of the (last)"
 _WEEK = r"^(weekly) \S+$"
 _DAYS = r"([0-9]+) days?"
 _BROKEN = "NOT WHOLE"
-# The places that what becomes of a backup, and why, needs beside its name.
-LEAST_WHY = 24
+# The places that what becomes of a backup, and why, needs beside its name: "kept: daily weekly monthly".
+LEAST_WHY = 26
 
 
 def shelf_table(backups: list[Backup], now: datetime, *, numbered: bool = False) -> Table:
