@@ -57,7 +57,7 @@ class Only:
         """Raise Refused for what would keep nothing."""
         for flag, value in (("--older-than", self.older_than), ("--keep", self.keep)):
             if value is not None and value < 1:
-                raise Refused(f"{flag} takes a whole number above 0.", hint=f"{flag} 30")
+                raise Refused(f"{flag} takes a whole number from 1 to {_MOST}.", hint=f"{flag} 30")
 
     def __str__(self) -> str:
         last = [f"last {self.keep}"] if self.keep is not None else []
